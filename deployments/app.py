@@ -3,6 +3,7 @@
 # Serve reads the annotation of the builder's argument, so it must not be a string.
 
 import secrets
+import time
 from typing import Any
 
 import ray
@@ -47,7 +48,7 @@ def build(args: AppArgs) -> serve.Application:
     )(serve.ingress()(BoundIngress))
     # All ingresses share the secret, and it is stored nowhere: hashes of users can't be compared between two starts.
     secret = secrets.token_bytes(32)
-    return ingress.bind(args, engines, limiter, secret)
+    return ingress.bind(args, engines, limiter, secret, int(time.time()))
 
 
 def _engine(args: EngineArgs, routing: RoutingArgs, limits: LimitArgs) -> serve.Application:

@@ -114,6 +114,7 @@ class EngineChanges(Settings):
     bank: Path | None = None
     prefill_tokens: int | None = Field(None, ge=1)
     prefix_reuse: bool | None = None
+    max_wait_seconds: FiniteFloat | None = Field(None, ge=0)
     max_waiting: int | None = Field(None, ge=0)
 
 
@@ -132,6 +133,11 @@ class LimitArgs(Settings):
     body_bytes: int = Field(2_000_000, ge=1024)
     body_seconds: FiniteFloat = Field(10.0, gt=0, description="until the whole body must have come")
     choices: int = Field(16, ge=1, description="n times prompts of one request")
+    cut_max_tokens: bool = Field(
+        default=True,
+        description="max_tokens beyond the context are cut to what the prompt leaves of it, unless ignore_eos or"
+        " min_tokens need them; false: refused",
+    )
     request_seconds: FiniteFloat = Field(600.0, gt=0, description="until a request ends with an error")
     queued_requests: int = Field(
         64,
@@ -142,7 +148,7 @@ class LimitArgs(Settings):
     queue_seconds: FiniteFloat = Field(
         0.25, ge=0, description="that a request waits for room while all replicas are full; then it gets 429"
     )
-    retry_after_s: int = Field(1, ge=1, description="what a 429 advises")
+    retry_after_s: int = Field(1, ge=1, description="the least that a 429 advises, where no longer time is predicted")
     attempts: int = Field(4, ge=1, description="replicas that may be lost under one request before it fails")
     requests_per_minute: int | None = Field(None, ge=1, description="of one key")
     tokens_per_minute: int | None = Field(None, ge=1, description="of one key, prompt and most new ones together")

@@ -70,7 +70,14 @@ def generate(
     ] = None,
     bank: Annotated[Path | None, typer.Option(help="tree bank for other heads")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens at most")] = 256,
-    context: Annotated[int, typer.Option(min=1, help="most tokens of prompt and answer together")] = DEFAULT_CONTEXT,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="most tokens of prompt and answer together (default: as many as the model takes, on a GPU at most"
+            f" {DEFAULT_CONTEXT})",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token; 1: as the model would draw")] = 0.0,
     top_p: Annotated[float, typer.Option(help="draw only from the likeliest tokens with this much together")] = 1.0,
     top_k: Annotated[int, typer.Option(help="draw only from so many of the likeliest tokens; 0: all")] = 0,

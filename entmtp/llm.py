@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from entmtp.decoding.outputs import Completion
+from entmtp.decoding.outputs import Completion, Score
 from entmtp.decoding.request import Request
 from entmtp.errors import EntMTPError
 from entmtp.loading import load_method
@@ -26,7 +26,7 @@ from entmtp.models.loading.load import encode_chat
 from entmtp.settings import EngineSettings, SamplingParams, default_method
 from entmtp.structured import Structured
 
-__all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams", "Structured"]
+__all__ = ["LLM", "Completion", "EngineSettings", "SamplingParams", "Score", "Structured"]
 
 
 def _say(text: str) -> None:
@@ -95,7 +95,42 @@ class LLM:
         Raises:
             EntMTPError: if a prompt can't be served; the message names it. Nothing is generated then.
         """
-        requests = self._requests(prompts, params, n)
+        return self._run(self._requests(prompts, params, n), progress)
+
+    def score(
+        self,
+        prompts: Sequence[str] | Sequence[Sequence[int]],
+        continuations: Sequence[str] | Sequence[Sequence[int]],
+        *,
+        progress: bool = False,
+    ) -> list[Score]:
+        """Score each continuation after its prompt: the model's log-probabilities of its tokens. Nothing is generated.
+
+        Texts are read as they are, without the chat template. Of two texts the tokens of both together are scored that
+        come after those of the prompt alone; spaces at the prompt's end count as the continuation's.
+
+        Raises:
+            EntMTPError: if a pair can't be scored; the message names its prompt. Nothing is scored then.
+        """
+        if len(prompts) != len(continuations):
+            raise EntMTPError(
+                f"continuations: {len(continuations)} are given for {len(prompts)} prompts; give one for each"
+            )
+        params = SamplingParams(max_tokens=0, prompt_logprobs=1)
+        requests = [
+            Request(f"{at}.0", tokens, params, prompt_index=at, scored_from=first)
+            for at, (tokens, first) in enumerate(map(self._encode_pair, prompts, continuations))
+        ]
+        for request in requests:
+            if request.scored_from < 1:
+                raise EntMTPError(f"prompts[{request.prompt_index}]: it has no tokens; give some text")
+        return [
+            Score([one.chosen for one in done.prompt_logprobs], all(one.rank == 1 for one in done.prompt_logprobs))
+            for done in self._run(requests, progress)
+        ]
+
+    def _run(self, requests: Sequence[Request], progress: bool) -> list[Completion]:
+        """Run requests, as many at a time as there are slots; returns their completions in the same order."""
         for request in requests:
             self._check(request)
         waiting = iter(requests)
@@ -139,6 +174,16 @@ class LLM:
             for at, (prompt, own) in enumerate(zip(requested, each, strict=True))
             for number in range(n)
         ]
+
+    def _encode_pair(self, prompt: str | Sequence[int], continuation: str | Sequence[int]) -> tuple[list[int], int]:
+        """Tokens of a prompt with its continuation, and the position of the continuation's first one."""
+        if not isinstance(prompt, str) or not isinstance(continuation, str):
+            return [*self._ids(prompt), *self._ids(continuation)], len(self._ids(prompt))
+        text = prompt.rstrip()
+        return self._ids(prompt + continuation), len(self._ids(text))
+
+    def _ids(self, text: str | Sequence[int]) -> list[int]:
+        return list(self.tokenizer(text)["input_ids"] if isinstance(text, str) else text)
 
     def _encode(self, at: int, prompt: str | Sequence[int]) -> Sequence[int]:
         if not isinstance(prompt, str):

@@ -29,7 +29,7 @@ from entmtp.policies.cost_cache import CostCorrectionFile
 from entmtp.policies.online_cost import OnlineStepCost
 from entmtp.policies.registry import PolicyInputs, find_policy, make_policy
 from entmtp.policies.step_cost import BatchedCost
-from entmtp.settings import DEFAULT_CONTEXT, EngineSettings, SamplingParams
+from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.bank import TreeBank, bundled_bank, load_bank
 
 if TYPE_CHECKING:
@@ -74,8 +74,10 @@ class Session:
         )
 
 
-def open_session(method: MethodSpec, say: Callable[[str], None], context: int = DEFAULT_CONTEXT) -> Session:
+def open_session(method: MethodSpec, say: Callable[[str], None], context: int | None = None) -> Session:
     """Load a method and its parts for one prompt at a time; prompt and answer may have ``context`` tokens together.
+
+    Without a ``context`` they may have as many as :class:`~entmtp.settings.EngineSettings` says.
 
     Raises:
         EntMTPError: as :func:`load_method`.

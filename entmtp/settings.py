@@ -119,7 +119,7 @@ class SamplingParams(Settings):
     independent texts, and the same call gets the same texts again. The only prompt of a call is prompt 0.
     """
 
-    max_tokens: int = Field(256, ge=1, description="maximum number of new tokens")
+    max_tokens: int = Field(256, ge=0, description="maximum number of new tokens; 0 only reads the prompt")
     min_tokens: int = Field(0, ge=0, description="new tokens before an end of text or a stop string may end it")
     temperature: FiniteFloat = Field(1.0, ge=0, le=100, description="0 takes the likeliest token")
     top_k: int = Field(0, ge=0, description="only this many of the likeliest tokens; 0: all")
@@ -136,8 +136,16 @@ class SamplingParams(Settings):
         default_factory=list, max_length=16, description="texts that end the answer, which excludes them"
     )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, description="tokens that end it")
+    include_stop_str_in_output: bool = Field(default=False, description="what ends the answer belongs to its text")
+    skip_special_tokens: bool = Field(default=True, description="special tokens have no text")
+    bad_words: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=256, description="texts that the answer never contains"
+    )
     ignore_eos: bool = Field(default=False, description="the model's end-of-text token does not end the answer")
     logprobs: int | None = Field(None, ge=0, le=20, description="number of likeliest tokens to return for each token")
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=20, description="number of likeliest tokens to return for each prompt token after the first"
+    )
     acceptance: Acceptance = Field(
         "rejection", description="'rejection' keeps the distribution; 'typical' is Medusa's rule, which does not"
     )
@@ -169,24 +177,39 @@ def default_method(device: str) -> str:
 
 
 DEFAULT_CONTEXT = 2048
-"""Tokens of prompt and answer together that an engine has room for by default."""
+"""Tokens of prompt and answer together that a GPU has room for by default: there all memory is taken at the start."""
+MAX_DEFAULT_CONTEXT = 131_072
+"""The same on a CPU, for models that take more tokens, or any number."""
 
 
 class EngineSettings(Settings):
     """Capacity and limits of an engine (:mod:`entmtp.decoding.engine`)."""
 
     slots: int = Field(8, ge=1, description="requests that run at once")
-    context: int = Field(DEFAULT_CONTEXT, ge=1, description="tokens of each request, prompt and answer together")
+    context: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of each request, prompt and answer together; None: as many as the model takes, on a GPU"
+        f" at most {DEFAULT_CONTEXT}",
+    )
     prefill_tokens: int = Field(256, ge=1, description="maximum number of prompt tokens read between two steps")
     prefix_reuse: bool = Field(
         default=True, description="reuse the cached prefix that a prompt shares with an earlier text"
     )
+    max_wait_seconds: FiniteFloat = Field(
+        300.0, ge=0, description="a request that is predicted to wait for longer for a slot is refused"
+    )
     max_waiting: int = Field(1024, ge=0, description="maximum number of requests that wait for a slot")
 
     @classmethod
-    def for_one(cls, context: int = DEFAULT_CONTEXT) -> EngineSettings:
+    def for_one(cls, context: int | None = DEFAULT_CONTEXT) -> EngineSettings:
         """Make settings for one request at a time that reuses nothing of earlier ones, as a measurement needs."""
         return cls(slots=1, context=context, prefix_reuse=False)
+
+    def context_of(self, positions: int, device: str) -> int:
+        """Tokens of each request, for a model that takes ``positions`` tokens on a type of ``device``."""
+        default = MAX_DEFAULT_CONTEXT if device == "cpu" else DEFAULT_CONTEXT
+        return min(self.context or default, positions)
 
 
 class BenchmarkSettings(Settings):

@@ -39,7 +39,7 @@ async def prepare_chat(client: EngineClient, id: str, key: str, body: ChatReques
     """
     engine = client.catalogue.find(body.model, body.speculation)
     chat = Chat.of(body)
-    prompt = await client.encode_chat(engine, chat)
+    prompt = await client.encode_chat(engine, chat, body)
     requests = await client.prepare(id, key, engine, body, [prompt.tokens], body.default_tokens)
     answer_format = client.template(engine).answer_format(
         chat,

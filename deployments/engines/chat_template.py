@@ -59,9 +59,11 @@ class ChatTemplate:
         given = self._given_variables(chat.variables)
         if self._knows_tools and chat.tools:
             given["tools"] = [one.function.for_template() for one in chat.tools]
+        given["add_generation_prompt"] = not chat.continues if chat.adds_header is None else chat.adds_header
+        given["continue_final_message"] = chat.continues
         try:
-            return str(self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False, **given))
-        except TemplateError as error:
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, **given))
+        except (TemplateError, ValueError) as error:  # a ValueError: the last message's text is not in the chat's
             message = f"{chat.field}: the model's chat template refuses them: {error}"
             raise invalid_value(message, chat.field) from error
         except Exception as error:  # a template may fail in any way on a variable or a schema

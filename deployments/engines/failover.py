@@ -51,7 +51,11 @@ class _DiedError(Exception):
 
 
 class _FullError(Exception):
-    """The engine's waiting queue is full."""
+    """The call would wait for too long."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 _NOT_ACCEPTED = _NotAcceptedError, ReplicaUnavailableError
@@ -65,8 +69,7 @@ _DIFFERS = (
     " bits or on unequal machines (in float32 on equal ones texts are the same); send the request again"
 )
 
-_RETRIED: dict[str, type[Exception]] = {"unavailable": _NotAcceptedError, "dead": _DiedError, "full": _FullError}
-"""Failures after which another replica may be tried, or the same one later."""
+_NO_ROOM = Failure("full", "service: too many requests wait; try again later")
 
 
 class _SentAnswer:
@@ -106,6 +109,7 @@ class _SentAnswer:
             tokens=output.tokens[len(known) :],
             text=self.attempt.text[len(self.sent.text) :],
             logprobs=output.logprobs[len(known) :],
+            prompt_logprobs=[] if self.sent.prompt_logprobs else output.prompt_logprobs,
         )
         self.sent.add(fresh)
         return fresh
@@ -151,19 +155,18 @@ async def stream_with_failover(
             async with aclosing(_attempt(handle, call, attempt)) as stream:
                 async for item in stream:
                     if isinstance(item, Failure):
-                        if (error := _RETRIED.get(item.kind)) is not None:
-                            raise error
+                        _raise_for_retry(item)
                         yield item
                         return
                     yield answer.unsent(item)
             if answer.finished:
                 return
             raise _DiedError
-        except _FULL:
+        except _FULL as error:
             # After a death the callback is not called: it would no longer count this call as accepted, and the
             # request's other calls would be refused.
             if not (deaths.any or waits_for_room()):
-                yield Failure("full", "service: too many requests wait; try again later")
+                yield error.failure if isinstance(error, _FullError) else _NO_ROOM
                 return
             await asyncio.sleep(_ROOM_SECONDS)
             continue
@@ -181,6 +184,16 @@ async def stream_with_failover(
         await asyncio.sleep(_PAUSE_SECONDS * attempt)
         attempt += 1
     yield Failure("dead", "service: no replica of this engine could be reached; try again later")
+
+
+def _raise_for_retry(failure: Failure) -> None:
+    """Raise the error of a failure after which another replica may be tried, or the same one later."""
+    if failure.kind == "unavailable":
+        raise _NotAcceptedError
+    if failure.kind == "dead":
+        raise _DiedError
+    if failure.kind in {"full", "late"}:
+        raise _FullError(failure)
 
 
 async def _attempt(handle: Any, call: Request, number: int) -> CallStream:

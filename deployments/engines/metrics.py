@@ -41,6 +41,9 @@ ENGINE_METRICS = (
     MetricDefinition("counter", "request_success", "finished requests", "finished_reason", get_args(FinishReason)),
     MetricDefinition("histogram", "time_to_first_token_seconds", "from the replica's sight", boundaries=_SECONDS),
     MetricDefinition("histogram", "time_per_output_token_seconds", "after the first", boundaries=_TOKEN_SECONDS),
+    MetricDefinition(
+        "histogram", "inter_token_latency_seconds", "between two outputs of a request", boundaries=_TOKEN_SECONDS
+    ),
     MetricDefinition("histogram", "e2e_request_latency_seconds", "from the replica's sight", boundaries=_SECONDS),
     MetricDefinition("histogram", "request_queue_time_seconds", "until a slot was free", boundaries=_SECONDS),
     MetricDefinition("gauge", "num_requests_running", "requests in slots"),
@@ -110,6 +113,7 @@ class RequestRecorder:
     def __init__(self, metrics: EngineMetrics, prompt_tokens: int) -> None:
         self._metrics, self._prompt_tokens = metrics, prompt_tokens
         self._arrived = time.perf_counter()
+        self._last_seconds = 0.0
         self._tokens = 0
 
     def progress(self, output: RequestOutput) -> None:
@@ -119,6 +123,9 @@ class RequestRecorder:
             self._metrics.increase("generation_tokens", len(output.tokens))
             if not self._tokens:
                 self._metrics.observe("time_to_first_token_seconds", seconds)
+            else:
+                self._metrics.observe("inter_token_latency_seconds", seconds - self._last_seconds)
+            self._last_seconds = seconds
             self._tokens += len(output.tokens)
         if output.finish_reason and output.stats is not None:
             self._finished(output.stats, output.finish_reason, seconds)

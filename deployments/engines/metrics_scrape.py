@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import aiohttp
 import ray
 
 from deployments.engines.metric_definition import PREFIX
 from deployments.engines.metrics import zero_lines
+from deployments.engines.vllm_metrics import vllm_lines
 
 _SECONDS = 5.0
 _OWNER = re.compile(r'[{,](?:engine|model)="([^"]*)"')
 
 
-async def scrape_metrics(engines: Sequence[str], models: Sequence[str]) -> str:
+async def scrape_metrics(models: Mapping[str, str]) -> str:
     """All nodes' metrics of this service in Prometheus' text format; a node that does not answer is left out.
 
-    A metric that an engine has not exported yet is zero.
+    A metric that an engine has not exported yet is zero. Those that vLLM has too are there again, under its names.
+
+    Args:
+        models: served model of each engine.
     """
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [
@@ -27,7 +31,8 @@ async def scrape_metrics(engines: Sequence[str], models: Sequence[str]) -> str:
     ]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session:
         texts = await asyncio.gather(*(_fetch(session, address) for address in addresses))
-    return merge_metrics(texts, zero_lines(engines, models))
+    merged = merge_metrics(texts, zero_lines(list(models), list(dict.fromkeys(models.values()))))
+    return merged + vllm_lines(merged, models)
 
 
 def merge_metrics(texts: Sequence[str], zeros: str = "") -> str:

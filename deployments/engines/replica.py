@@ -120,7 +120,7 @@ class EngineReplica:
         except InvalidRequestError as error:
             yield Failure("invalid", str(error))
         except EngineFullError as error:
-            yield Failure("full", str(error))
+            yield Failure("late" if error.own else "full", str(error), error.retry_seconds)
         except EngineDeadError as error:
             yield Failure("dead", str(error))
         except EntMTPError as error:
@@ -152,7 +152,7 @@ class EngineReplica:
         """Statistics for the autoscaling policy."""
         statistics = await self._engine.call(lambda engine: engine.statistics)
         self._speed = 1e3 * statistics.goodput or self._speed
-        return {OUTSTANDING: float(statistics.outstanding_tokens), SPEED: self._speed}
+        return {OUTSTANDING: statistics.predicted_tokens, SPEED: self._speed}
 
     def _begin_reporting(self) -> None:
         if self._reporting is None or self._reporting.done():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,12 @@ class PromptEncoder:
         self._executor = executor
         self._longest = longest_token(tokenizer)
 
-    async def encode_text(self, prompt: str, context: int) -> list[int]:
+    @cached_property
+    def special_detokenizer(self) -> Detokenizer:
+        """Detokenizer that writes special tokens too."""
+        return Detokenizer(self.tokenizer.backend_tokenizer, skip_special=False)
+
+    async def encode_text(self, prompt: str, context: int | None) -> list[int]:
         """Token ids of a prompt.
 
         Raises:
@@ -51,11 +57,13 @@ class PromptEncoder:
         self._refuse_too_long(prompt, context, "prompt")
         return await self._run(lambda: _ids(self.tokenizer(prompt)["input_ids"]))
 
-    async def encode_chat(self, render: Callable[[], str], context: int, field: str) -> EncodedChat:
+    async def encode_chat(self, render: Callable[[], str], context: int | None, field: str) -> EncodedChat:
         """Token ids of the chat that ``render`` writes in the model's chat template.
 
         Args:
             field: name of the request's field with the chat.
+
+        The header of an answer is added, unless the answer continues the last message.
 
         Raises:
             ApiError: the chat is longer than ``context`` tokens can be, or the template refuses it.
@@ -65,8 +73,12 @@ class PromptEncoder:
         tokens = await self._run(lambda: _ids(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
         return EncodedChat(text, tokens)
 
-    def _refuse_too_long(self, text: str, context: int, field: str) -> None:
-        if self._longest is None or len(text) <= context * self._longest:
+    async def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens included."""
+        return await self._run(lambda: str(self.tokenizer.decode(list(tokens))))
+
+    def _refuse_too_long(self, text: str, context: int | None, field: str) -> None:
+        if self._longest is None or context is None or len(text) <= context * self._longest:
             return
         tokens = -(-len(_CONTROLS.sub("", text)) // self._longest)
         if tokens > context:

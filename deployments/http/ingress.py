@@ -25,25 +25,25 @@ _STATUS_SECONDS = 1.0
 class Ingress:
     """Serve deployment with handles to all engines; Serve calls it for its ASGI application."""
 
-    def __init__(self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes) -> None:
+    def __init__(
+        self, args: AppArgs, handles: dict[str, Any], limiter: Any | None, secret: bytes, created: int
+    ) -> None:
         self._keys = load_keys(args.api_keys_file)
         require_keys(http_host(), self._keys, args.allow_anonymous)
         self._client = EngineClient(args, handles, limiter)
         context = serve.get_replica_context()
         self._app = context.app_name
         self._log = LogFile(args.log_folder, f"ingress-{context.replica_id.unique_id}")
-        self._secret = secret
+        self._secret, self._created = secret, created
         publish_proxy_settings(ProxySettings(args.log_folder, tuple(args.cors_origins)))
         self._ready_engines: tuple[float, dict[str, bool]] = (0.0, {})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         log = LogSink(self._log.write, self._secret, self._client.args.log_prompts)
-        return make_api(self._client, self._keys, self._ready, self._metrics, log)
+        return make_api(self._client, self._keys, self._ready, self._metrics, log, self._created)
 
     async def _metrics(self) -> str:
-        return await scrape_metrics(
-            [one.name for one in self._client.args.engines], list(self._client.catalogue.models)
-        )
+        return await scrape_metrics({one.name: one.model_name for one in self._client.args.engines})
 
     async def _ready(self) -> dict[str, bool]:
         """Whether each engine takes requests; the status of Serve is read at most once a second."""

@@ -31,7 +31,7 @@ def add_item_routes(api: FastAPI, client: EngineClient, owner: Callable[..., Awa
         chat = body.as_chat()
         entry.set_body(chat, client.catalogue.models)
         call = await prepare_chat(client, entry.id, key, chat)
-        reader = call.answer_format.reader(client.detokenizer(call.engine))
+        reader = call.answer_format.reader(client.detokenizer(call.engine, chat))
         builder = ResponseItems(body, reader, call.requests[0].id)
         return await answer_items(client, chat, call, builder, request)
 
@@ -42,7 +42,7 @@ def add_item_routes(api: FastAPI, client: EngineClient, owner: Callable[..., Awa
         chat = body.as_generation()
         entry.set_body(chat, client.catalogue.models)
         call = await prepare_chat(client, entry.id, key, chat)
-        detokenizer = client.detokenizer(call.engine)
+        detokenizer = client.detokenizer(call.engine, chat)
         reader = call.answer_format.reader(detokenizer)
         builder = MessageBlocks(body.model, body.stop_sequences or (), detokenizer, reader, call.requests[0].id)
         return await answer_items(client, chat, call, builder, request)

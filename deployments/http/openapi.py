@@ -54,7 +54,7 @@ class ModelCard(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = 0
+    created: int = Field(description="when the service was deployed, in seconds since 1970")
     owned_by: str = "entmtp"
     max_model_len: int = Field(description="tokens of prompt and answer together")
     engines: list[ServedEngine] = Field(description="the first is the default")
@@ -75,6 +75,24 @@ class TokenIds(BaseModel):
     max_model_len: int = Field(description="tokens of prompt and answer together")
 
 
+class DetokenizedText(BaseModel):
+    """The text of token ids."""
+
+    prompt: str
+
+
+class Version(BaseModel):
+    """The release that serves."""
+
+    version: str
+
+
+class Load(BaseModel):
+    """The amount of work."""
+
+    server_load: int = Field(description="requests that run or wait, in all engines")
+
+
 class Health(BaseModel):
     """A sign that this ingress answers."""
 
@@ -86,6 +104,20 @@ class Readiness(BaseModel):
 
     engines: dict[str, bool]
 
+
+_NO_AUDIO = "this service's models read and write text alone; no audio is read or written here"
+UNSERVED = {
+    "/v1/embeddings": "this service generates text and makes no embeddings; ask a server of an embedding model",
+    "/pooling": "this service generates text and makes no embeddings; ask a server of an embedding model",
+    "/v1/rerank": "this service generates text and ranks none; ask a server of a reranking model",
+    "/rerank": "this service generates text and ranks none; ask a server of a reranking model",
+    "/v1/audio/speech": _NO_AUDIO,
+    "/v1/audio/transcriptions": _NO_AUDIO,
+    "/v1/audio/translations": _NO_AUDIO,
+    "/v1/images/generations": "this service's models write text alone, and no images",
+    "/v1/moderations": "this service judges no text; ask a server of a moderation model",
+}
+"""Paths that clients may try, and why this service has none of them."""
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": about, "model": ErrorBody}

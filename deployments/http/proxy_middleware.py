@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -136,10 +136,9 @@ class ProxyMiddleware:
         if self._full and (full := self._full_engine(engine_key(scope["path"], await request.first_body()))):
             await self._refuse(scope, response, engine_full_error(full.retry_after))
             return
+        response.on_full = lambda seconds: self._mark_full(engine_key(scope["path"], request.complete_body()), seconds)
         for attempt in range(1 + RETRIES):
             await self._app(_for_attempt(scope, attempt), request.replay(), response)
-            if response.retry_after:
-                self._mark_full(engine_key(scope["path"], await request.first_body()), response.retry_after)
             if response.unserved:
                 await self._refuse(scope, response, _UNSERVED)
                 return
@@ -267,14 +266,15 @@ class _TrackedResponse:
     Attributes:
         status: status of the response, or of the error that ends it.
         error: error of a response that was made here.
-        retry_after: seconds in the header Retry-After if the engine was full; 0 for any other response.
+        on_full: receives the seconds of Retry-After if the engine was full, before the client knows of it.
         unlogged: whether no ingress has logged the request.
         unserved: whether this is Serve's own refusal of a request for text, which is not passed on.
     """
 
     def __init__(self, send: Send, request_id: str, path: str) -> None:
         self.started = self.ended = self.unlogged = self.unserved = False
-        self.status = self.retry_after = 0
+        self.status = 0
+        self.on_full: Callable[[int], None] = lambda seconds: None
         self.error: dict[str, Any] | None = None
         self._send, self._request_id, self._for_text = send, request_id, path.endswith(_PATHS)
         self._anthropic = speaks_anthropic(path)
@@ -286,7 +286,7 @@ class _TrackedResponse:
             headers = {name.lower(): value for name, value in message["headers"]}
             self._events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
             if FULL_HEADER in headers:
-                self.retry_after = int(headers[b"retry-after"])
+                self.on_full(int(headers[b"retry-after"]))
             self.unlogged = LOGGED_HEADER not in headers
             self.unserved = self.unlogged and self._for_text and self.status in _OF_SERVE
             passed_on = [pair for pair in message["headers"] if pair[0].lower() != LOGGED_HEADER]

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deployments.protocol.schema import ChatRequest, Message, TokenizeRequest
+from deployments.protocol.schema import ChatRequest, Message
+from deployments.protocol.tokenize_schema import TokenizeRequest
 from deployments.protocol.tool_formats.hermes import CLOSE, OPEN
 from deployments.protocol.tools import Tool
 
@@ -36,24 +37,41 @@ class Chat:
     Attributes:
         variables: further variables of the template.
         field: name of the request's field with the messages.
+        adds_header: whether the header of an answer follows the messages; None: unless the last message is continued.
+        continues: whether the answer goes on with the last message's text.
     """
 
     messages: Sequence[Message]
     tools: Sequence[Tool] = ()
     variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     field: str = "messages"
+    adds_header: bool | None = None
+    continues: bool = False
 
     @classmethod
     def of(cls, body: ChatRequest) -> Chat:
         """The chat of a body."""
         options = {"reasoning_effort": body.reasoning_effort, "verbosity": body.verbosity}
         given = {name: value for name, value in options.items() if value is not None}
-        return cls(body.messages, body.callable_tools, given | (body.chat_template_kwargs or {}), body.prompt_field)
+        return cls(
+            body.messages,
+            body.callable_tools,
+            given | (body.chat_template_kwargs or {}),
+            body.prompt_field,
+            body.add_generation_prompt,
+            bool(body.continue_final_message),
+        )
 
     @classmethod
     def to_tokenize(cls, body: TokenizeRequest) -> Chat:
         """The chat of a body to tokenize."""
-        return cls(body.messages or (), body.tools or (), body.chat_template_kwargs or {})
+        return cls(
+            body.messages or (),
+            body.tools or (),
+            body.chat_template_kwargs or {},
+            adds_header=body.add_generation_prompt,
+            continues=bool(body.continue_final_message),
+        )
 
 
 def native_turns(messages: Sequence[Message]) -> list[Turn]:

@@ -24,38 +24,40 @@ IGNORED = frozenset(
 )
 """OpenAI's fields whose values never change the text."""
 
+_REASONS = {
+    "suffix": "text is written after a prompt, and not into a gap",
+    "use_beam_search": "it draws tokens, and has no beams; n and best_of give several answers",
+    "length_penalty": "it is for beam search, which is not offered",
+    "audio": "its models write text alone, and no audio",
+    "modalities": "its models write text alone",
+    "web_search_options": "it reads nothing but the request",
+    "documents": "it searches no documents; put their text into a message",
+    "prompt_embeds": "it reads text and token ids, and no embeddings",
+}
+"""Reasons why the service has no such field, where a client may wonder."""
+
 NoEffect = Mapping[str, tuple[object, ...]]
 """Values that request nothing, by field; null is always one of them."""
 
 _BOTH: dict[str, tuple[object, ...]] = {
     # OpenAI's
-    "best_of": (1,),
-    "echo": (False,),
     "suffix": ("",),
     # vLLM's
     "allowed_token_ids": (),
-    "bad_words": ([],),
     "cache_salt": (),
     "ec_transfer_params": (),
     "guided_decoding_backend": (),
     "guided_whitespace_pattern": (),
-    "include_stop_str_in_output": (False,),
     "kv_transfer_params": (),
     "length_penalty": (1.0,),
     "logits_processors": ([],),
-    "priority": (0,),
-    "prompt_logprobs": (),
     "repetition_detection": (),
-    "request_id": (),
-    "return_token_ids": (False,),
     "return_token_offsets": (False,),
     "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True, False),  # there are no special tokens in the text
+    "spaces_between_special_tokens": (True, False),  # as in vLLM, the fast tokenizers' decoders decide
     "structural_tag": (),
     "thinking_token_budget": (-1,),
-    "truncate_prompt_tokens": (),
-    "truncation_side": ("left", "right"),  # nothing is truncated
+    "truncation_side": ("left",),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
 }
@@ -65,15 +67,15 @@ _CHAT: dict[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto", {}),
     "audio": ({},),
+    "best_of": (1,),
+    "echo": (False,),
     "modalities": (["text"],),
     "moderation": (),
     "prediction": (),
     "web_search_options": (),
     # vLLM's
-    "add_generation_prompt": (True,),
     "add_special_tokens": (False,),
     "chat_template": (),
-    "continue_final_message": (False,),
     "documents": ([],),
     "media_io_kwargs": ({},),
     "mm_processor_kwargs": ({},),
@@ -109,10 +111,8 @@ COMPLETION = ForeignFields(
 )
 TOKENIZE = ForeignFields(
     {
-        "add_generation_prompt": (True,),
         "add_special_tokens": (True,),
         "chat_template": (),
-        "continue_final_message": (False,),
         "media_io_kwargs": ({},),
         "mm_processor_kwargs": ({},),
         "return_token_strs": (False,),
@@ -154,5 +154,6 @@ def _requests_nothing(given: Any, values: tuple[object, ...]) -> bool:
 
 def _unsupported(field: str, value: Any, values: tuple[object, ...]) -> PydanticCustomError:
     accepted = f", or send {' or '.join(quoted(one) for one in values)}" if values else ""
-    context = {"field": field, "value": quoted(value), "fix": f"leave it out{accepted}"}
-    return PydanticCustomError(UNSUPPORTED, "this service doesn't have it; {fix}", context)
+    reason = f": {_REASONS[field]}" if field in _REASONS else ""
+    context = {"field": field, "value": quoted(value), "reason": reason, "fix": f"leave it out{accepted}"}
+    return PydanticCustomError(UNSUPPORTED, "this service doesn't have it{reason}; {fix}", context)

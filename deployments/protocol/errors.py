@@ -72,7 +72,7 @@ def rate_limit_error(message: str, seconds: int) -> ApiError:
 
 
 def engine_full_error(seconds: int) -> ApiError:
-    """Error 429 for a request whose engine has a full waiting queue."""
+    """Error 429 for a request that every client of the engine would get now: it would wait for too long."""
     error = rate_limit_error("too many requests wait", seconds)
     error.headers[FULL_HEADER.decode()] = "1"
     return error
@@ -155,7 +155,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     if first["type"] == UNSUPPORTED:
         context = first["ctx"]
         param = ".".join([*path, context["field"]])
-        message = f"{param}: {context['value']} requests what this service doesn't have; {context['fix']}"
+        request = f"{context['value']} requests what this service doesn't have{context['reason']}"
+        message = f"{param}: {request}; {context['fix']}"
         return ApiError(400, message, param=param, code=UNSUPPORTED)
     param = _shortened(".".join(path))
     if not param:

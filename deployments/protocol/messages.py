@@ -14,13 +14,17 @@ from entmtp.decoding.request import Request
 class Failure:
     """End of a call without a complete answer.
 
-    Kinds: 'invalid' (the request is wrong), 'full' (try again later), 'failed' (no replica can generate this text),
-    'unavailable' (the replica never accepted the call), 'dead' (the replica died while it ran the call), 'fatal' (more
-    replicas died than a call may kill).
+    Kinds: 'invalid' (the request is wrong), 'full' (try again later), 'late' (as 'full', but for this call's deadline
+    or priority), 'failed' (no replica can generate this text), 'unavailable' (the replica never accepted the call),
+    'dead' (the replica died while it ran the call), 'fatal' (more replicas died than a call may kill).
+
+    Attributes:
+        retry_seconds: predicted time after which a 'full' or 'late' call would be accepted; None if nobody knows.
     """
 
-    kind: Literal["invalid", "full", "failed", "unavailable", "dead", "fatal"]
+    kind: Literal["invalid", "full", "late", "failed", "unavailable", "dead", "fatal"]
     message: str
+    retry_seconds: int | None = None
 
 
 CallStream = AsyncGenerator[RequestOutput | Failure]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -14,6 +13,7 @@ from pydantic import (
     Tag,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -32,13 +32,12 @@ from deployments.protocol.compatibility import (
     COMPLETION,
     MESSAGE,
     PART,
-    TOKENIZE,
-    TOKENIZE_CHAT,
     ForeignFields,
 )
 from deployments.protocol.errors import invalid_value
 from deployments.protocol.structured_fields import StructuredFields
-from deployments.protocol.tools import CallId, JsonObject, ToolCalls, ToolFields, Tools
+from deployments.protocol.tools import CallId, ToolCalls, ToolFields
+from deployments.protocol.value_checks import not_before_others, text_only
 from entmtp.errors import EntMTPError
 from entmtp.settings import SamplingParams
 
@@ -60,12 +59,6 @@ def _token_ids(given: Any) -> Any:
         if not all(isinstance(name, str) and name.isascii() and name.isdigit() and len(name) <= 10 for name in given):
             raise PydanticCustomError("token_id", "its names must be token ids; give ids")
     return given
-
-
-def _text_only(kind: Any) -> Any:
-    if kind != "text":
-        raise PydanticCustomError("part_type", "the model reads text alone; send parts of type 'text'")
-    return kind
 
 
 class Speculation(Body):
@@ -92,7 +85,7 @@ class TextPart(Body):
 
     foreign: ClassVar[ForeignFields] = PART
 
-    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
+    type: Annotated[Literal["text"], BeforeValidator(text_only)]
     text: Text
 
 
@@ -152,11 +145,9 @@ class GenerationRequest(StructuredFields, ABC):
 
     Attributes:
         prompt_field: name of the field with the prompt.
-        continues_text: whether an answer continues the prompt's text.
     """
 
     prompt_field: ClassVar[str]
-    continues_text: ClassVar[bool]
 
     model: Annotated[str, Field(max_length=256)] = Field(description="one of those that /v1/models lists")
     max_tokens: Positive | None = Field(None, description="new tokens, at most")
@@ -185,6 +176,24 @@ class GenerationRequest(StructuredFields, ABC):
         | None
     ) = Field(None, description="texts that end the answer; left out of it")
     stop_token_ids: Annotated[Tokens, Field(max_length=_ITEMS)] | None = Field(None, description="tokens that end it")
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="log-probabilities of the prompt's tokens, and of so many likeliest ones; not in a stream"
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="what ends the answer belongs to its text")
+    skip_special_tokens: bool | None = Field(None, description="false: special tokens have a text, their name")
+    bad_words: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=_STOP_CHARACTERS)]], Field(max_length=256)] | None
+    ) = Field(None, description="texts that the answer never contains")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=2**31)] | None = Field(
+        None, description="only so many tokens of the prompt's end are read; -1: as many as fit"
+    )
+    return_token_ids: bool | None = Field(None, description="the token ids of prompt and answer too")
+    request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = Field(
+        None, description="becomes a part of the answer's id"
+    )
+    priority: Annotated[int, BeforeValidator(not_before_others), Field(ge=0, lt=2**31)] | None = Field(
+        None, description="a larger one waits for a slot until no smaller one does"
+    )
     ignore_eos: bool | None = Field(None, description="the model's own end of text does not end it")
     acceptance: Literal["rejection", "typical"] | None = Field(None, description="'typical' changes the distribution")
     n: Positive | None = Field(None, description="answers to each prompt")
@@ -204,14 +213,16 @@ class GenerationRequest(StructuredFields, ABC):
         Raises:
             ApiError: a parameter is not accepted.
         """
-        default = free_context if default_tokens is None else min(default_tokens, free_context)
-        max_tokens = self.requested_tokens() or max(1, default)
+        default = free_context if default_tokens is None else max(1, min(default_tokens, free_context))
+        requested = self.requested_tokens()
+        max_tokens = default if requested is None else min(requested, free_context)
         given = {
             name: value
             for name in SamplingParams.model_fields
             if name != "max_tokens" and (value := getattr(self, name, None)) is not None
         }
         given |= {"top_k": max(0, self.top_k or 0), "logprobs": self.requested_logprobs(), "max_tokens": max_tokens}
+        given["prompt_logprobs"] = self.requested_prompt_logprobs()
         if self.top_p == 0:
             given |= {"top_p": 1.0, "temperature": 0.0}
         if self.seed is not None:
@@ -225,6 +236,16 @@ class GenerationRequest(StructuredFields, ABC):
             raise invalid_value(str(error), str(error).partition(":")[0]) from error
 
     @property
+    @abstractmethod
+    def continues_text(self) -> bool:
+        """Whether an answer continues the prompt's text."""
+
+    @property
+    def answers(self) -> int:
+        """Number of answers to each prompt that are generated."""
+        return self.n or 1
+
+    @property
     def tokens_field(self) -> str:
         """Name of the field that :meth:`requested_tokens` returns."""
         return "max_tokens"
@@ -233,9 +254,30 @@ class GenerationRequest(StructuredFields, ABC):
         """Maximum number of new tokens; None if the client does not limit them."""
         return self.max_tokens
 
+    def requires_exact_tokens(self, free_context: int) -> bool:
+        """Whether an answer that is cut to ``free_context`` tokens would not be what the client wants."""
+        return bool(self.ignore_eos) or (self.min_tokens or 0) > free_context
+
+    def requested_prompt_logprobs(self) -> int | None:
+        """Number of alternatives to each token of the prompt; None: no logprobs of the prompt."""
+        if self.prompt_logprobs is not None and self.stream:
+            raise invalid_value("prompt_logprobs: a stream does not have them; send stream false", "prompt_logprobs")
+        return self.prompt_logprobs
+
     @abstractmethod
     def requested_logprobs(self) -> int | None:
         """Number of alternatives to each token; None: no logprobs."""
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=_ITEMS, fail_fast=True)]
+
+
+def refuse_two_ends(add_generation_prompt: bool | None, continue_final_message: bool | None) -> None:
+    """Raise unless a chat ends in one way."""
+    if add_generation_prompt and continue_final_message:
+        raise PydanticCustomError(
+            "two_ends", "continue_final_message goes on with a message, and add_generation_prompt ends it; give one"
+        )
 
 
 class ChatRequest(ToolFields, GenerationRequest):
@@ -243,9 +285,10 @@ class ChatRequest(ToolFields, GenerationRequest):
 
     foreign: ClassVar[ForeignFields] = CHAT
     prompt_field: ClassVar[str] = "messages"
-    continues_text: ClassVar[bool] = False
 
-    messages: list[Message] = Field(min_length=1, max_length=_ITEMS, fail_fast=True)
+    messages: Messages
+    add_generation_prompt: bool | None = Field(None, description="false: no header of an answer after the messages")
+    continue_final_message: bool | None = Field(None, description="the answer goes on with the last message's text")
     max_completion_tokens: Positive | None = Field(None, description="new name of max_tokens")
     logprobs: bool | None = Field(None, description="the log-probability of each token")
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
@@ -256,6 +299,15 @@ class ChatRequest(ToolFields, GenerationRequest):
     def default_tokens(self) -> int | None:
         """New tokens, as far as the context has room, if none are requested; None: all that it has room for."""
         return None
+
+    @model_validator(mode="after")
+    def _one_end(self) -> ChatRequest:
+        refuse_two_ends(self.add_generation_prompt, self.continue_final_message)
+        return self
+
+    @property
+    def continues_text(self) -> bool:
+        return bool(self.continue_final_message)
 
     def requested_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
@@ -282,7 +334,6 @@ class CompletionRequest(GenerationRequest):
 
     foreign: ClassVar[ForeignFields] = COMPLETION
     prompt_field: ClassVar[str] = "prompt"
-    continues_text: ClassVar[bool] = True
 
     prompt: Annotated[
         Annotated[Text, Tag("[text]")]
@@ -291,12 +342,43 @@ class CompletionRequest(GenerationRequest):
         | Annotated[TokenLists, Tag("[token lists]")],
         Discriminator(_prompt_tag),
     ] = Field(description="a text, several, or their token ids")
+    max_tokens: Count | None = Field(None, description="new tokens, at most; 0 writes nothing, for echo")
+    best_of: Positive | None = Field(
+        None, description="so many answers are written, and the n with the highest log-probability per token returned"
+    )
+    echo: bool | None = Field(None, description="the prompt comes before the answer, with its logprobs if requested")
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
         None, description="log-probabilities of each token, and of so many likeliest ones"
     )
 
+    @model_validator(mode="after")
+    def _enough_answers(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise PydanticCustomError("best_of", "best_of must be at least n; give more, or a smaller n")
+        return self
+
+    @property
+    def continues_text(self) -> bool:
+        return True
+
+    @property
+    def answers(self) -> int:
+        return self.best_of or self.n or 1
+
+    @property
+    def selects(self) -> bool:
+        """Whether more answers are written than are returned."""
+        return self.answers > (self.n or 1)
+
     def requested_logprobs(self) -> int | None:
-        return self.logprobs
+        if self.selects and self.stream:
+            raise invalid_value("best_of: a stream can't return the best answers; send stream false", "best_of")
+        return 0 if self.selects and self.logprobs is None else self.logprobs
+
+    def requested_prompt_logprobs(self) -> int | None:
+        own = super().requested_prompt_logprobs()
+        counts = [count for count in (own, self.logprobs if self.echo else None) if count is not None]
+        return max(counts, default=None)
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or token ids.
@@ -311,19 +393,3 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
-
-
-class TokenizeRequest(Body):
-    """Body of POST /tokenize: a text, or a chat to which the chat template is applied."""
-
-    foreign: ClassVar[ForeignFields] = TOKENIZE
-
-    model: Annotated[str, Field(max_length=256)]
-    prompt: Text | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=_ITEMS, fail_fast=True)
-    tools: Tools | None = Field(None, description="functions that the chat template describes")
-    chat_template_kwargs: JsonObject | None = Field(None, description="variables of the model's chat template")
-
-    @classmethod
-    def _foreign_fields_of(cls, body: Mapping[str, Any]) -> ForeignFields:
-        return cls.foreign if body.get("messages") is None else TOKENIZE_CHAT

@@ -105,7 +105,7 @@ class AsyncEngine:
         Raises:
             EntMTPError: if the request can't be served; others are not affected.
             InvalidRequestError: if that is the request's own fault.
-            EngineFullError: if too many requests wait already.
+            EngineFullError: if it would wait for too long, or too many wait already.
             EngineDeadError: if the loop has ended.
         """
         self.engine.check(request)

@@ -37,12 +37,15 @@ class BatchResult:
 
     Attributes:
         batch: the work that was done.
+        read: sequences whose prompt has been read and that want no new tokens.
         new_tokens: tokens that each decoding sequence has gained.
         errors: errors that may mean that model or device are broken.
-        decode_seconds: time that decoding took.
+        prefill_seconds, decode_seconds: time that reading prompts and decoding took.
     """
 
     batch: Batch
+    read: list[Sequence] = field(default_factory=list)
     new_tokens: dict[Sequence, list[int]] = field(default_factory=dict)
     errors: list[Exception] = field(default_factory=list)
+    prefill_seconds: float = 0.0
     decode_seconds: float = 0.0

@@ -99,7 +99,7 @@ class _Walk:
                 path = torch.tensor(self._path, device=own.device)
                 counts = torch.bincount(path, minlength=len(own)).float()
                 position = torch.tensor([self.position], device=own.device)
-                own = self.sampler.process_logits(own[None], counts[None], position)[0]
+                own = self.sampler.process_logits(own[None], counts[None], position, lambda: [self._path])[0]
             return self.constraint.apply_mask(own)
         except Exception as error:  # of any type: it is caused by this request alone
             self._fail(error)

@@ -39,23 +39,25 @@ _BYTE_OF_SIGN = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + at): byte 
 
 
 class Detokenizer:
-    """Decodes the tokens of one tokenizer. Special tokens and ids beyond the vocabulary have no text.
+    """Decodes the tokens of one tokenizer. Ids beyond the vocabulary have no text.
 
     Attributes:
         reach: how far back a new token may change the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._special = {added.content for added in tokenizer.get_added_tokens_decoder().values() if added.special}
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        """``skip_special`` gives special tokens no text; otherwise it is their name."""
+        self._tokenizer, self._skips_special = tokenizer, skip_special
+        added = tokenizer.get_added_tokens_decoder().values() if skip_special else ()
+        self._special = {one.content for one in added if one.special}
         self._spelt: dict[tuple[int, bool], bytes] = {}
         self.reach = _reach(tokenizer)
         self._anchor = next(self._anchors(), None)
         self._anchor_text = "" if self._anchor is None else self.decode([self._anchor])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Decode a sequence, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """Decode a sequence."""
+        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=self._skips_special))
 
     def name(self, token: int) -> str:
         """Name of the token in the vocabulary; empty for an id beyond it."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as GenericSequence
+from functools import cached_property
 
 from tokenizers import Tokenizer
 
+from entmtp.decoding.bad_words import word_tokens
 from entmtp.decoding.batch import BatchResult
 from entmtp.decoding.detokenizer import Detokenizer
 from entmtp.decoding.faults import is_out_of_memory
@@ -25,7 +27,6 @@ from entmtp.errors import EntMTPError
 from entmtp.heads.base import DraftHeads
 from entmtp.models.backbone import Backbone
 from entmtp.policies.base import Policy
-from entmtp.policies.signals import Ema
 from entmtp.settings import EngineSettings, SamplingParams
 from entmtp.trees.batch import FILLED_SIZES, filled_size
 
@@ -33,18 +34,15 @@ USUAL_NODES = FILLED_SIZES[-1]
 """Nodes for which an engine always reserves cache rows, so that its policy can be changed: few banks have larger trees.
 """
 
-_WINDOW = 64
-"""Steps of the moving averages in the statistics."""
-
 
 class Engine:
     """Decodes requests with one method (heads and policy) on one device; not safe to call from several threads.
 
-    All memory for ``settings.slots`` requests of ``settings.context`` tokens is allocated at construction. A context
-    longer than the model's is cut to it.
+    The cache for ``settings.slots`` requests of ``context`` tokens is allocated at construction.
 
     Attributes:
         max_nodes: nodes of the largest tree that its memory has room for.
+        context: tokens of each request, prompt and answer together.
         scheduler: decides what a step does.
         runner: does it on the device.
         detokenizer: None without a tokenizer; then answers have no text.
@@ -67,16 +65,17 @@ class Engine:
         """
         self.backbone = backbone
         self.heads = heads
+        self._tokenizer = tokenizer
         self.detokenizer = None if tokenizer is None else Detokenizer(tokenizer)
         self.max_nodes = filled_size(max(max_nodes, policy.max_nodes))
         self.grammars = None if tokenizer is None else GrammarCompiler(_vocabulary(tokenizer, backbone.vocab_size))
+        self.context = settings.context_of(backbone.max_context, backbone.device.type)
         # The last step of a text may overshoot by a whole tree.
-        cache_rows = min(settings.context, backbone.max_context) + 1 + self.max_nodes
+        cache_rows = self.context + 1 + self.max_nodes
         state = DecodingState(backbone, heads, settings.slots, cache_rows, new_cache)
         self.runner = Runner(state, policy)
         self.scheduler = Scheduler(state, settings)
         self._steps = self._tokens = 0
-        self._gained, self._busy = Ema(_WINDOW), Ema(_WINDOW)
 
     @property
     def policy(self) -> Policy:
@@ -106,16 +105,18 @@ class Engine:
     @property
     def statistics(self) -> EngineStatistics:
         """Current state of the engine."""
-        seconds, scheduler = self._busy.value, self.scheduler
+        scheduler = self.scheduler
+        sequences = [*scheduler.running, *scheduler.waiting]
         return EngineStatistics(
             running=self.running,
             waiting=self.waiting,
-            outstanding_tokens=sum(one.outstanding_tokens for one in [*scheduler.running, *scheduler.waiting]),
+            outstanding_tokens=sum(one.outstanding_tokens for one in sequences),
+            predicted_tokens=sum(map(scheduler.workload.predicted_tokens, sequences)),
             cache_tokens=scheduler.slots.tokens,
             cache_capacity=self.settings.slots * self.runner.state.capacity,
             steps=self._steps,
             tokens=self._tokens,
-            goodput=self._gained.value / seconds / 1e3 if seconds else 0.0,
+            goodput=scheduler.workload.goodput / 1e3,
             predicted_goodput=self.policy.predicted_goodput,
         )
 
@@ -161,23 +162,26 @@ class Engine:
         Raises:
             InvalidRequestError: if the prompt is empty, prompt and answer exceed the context, or a parameter does not
                 fit the model.
-            EngineFullError: if too many requests wait already.
+            EngineFullError: if it would wait for too long, or too many wait already.
         """
         self.check(request)
         params = request.params
         eos = frozenset() if params.ignore_eos else self.backbone.eos_token_ids
         stop_ids = eos | frozenset(params.stop_token_ids)
         constraint = self._constraint(request, stop_ids, grammar)
-        sampler = Sampler(params, stop_ids, request.answer_index, request.prompt_index, constraint)
+        bad_words = word_tokens(self._tokenizer, params.bad_words) if self._tokenizer is not None else []
+        sampler = Sampler(params, stop_ids, request.answer_index, request.prompt_index, bad_words, constraint)
         sequence = Sequence(request, sampler, self._text_stream(request), completion or Completion())
         self.scheduler.add(sequence)
         return sequence.completion
 
     def check(self, request: Request) -> None:
         """Check a request; raises InvalidRequestError as :meth:`submit`. May be called from any thread."""
-        check_request(request, self.backbone.vocab_size, self.settings.context, self.backbone.max_context)
+        check_request(request, self.backbone.vocab_size, self.context, self.backbone.max_context)
         if request.params.stop and self.detokenizer is None:
             raise InvalidRequestError("stop: this engine has no tokenizer to find texts with; use stop_token_ids")
+        if request.params.bad_words and self._tokenizer is None:
+            raise InvalidRequestError("bad_words: this engine has no tokenizer to read texts with; use logit_bias")
         if (structured := request.params.structured) is not None and self.grammars is None:
             raise InvalidRequestError(f"{structured.field_name}: this engine has no tokenizer; leave it out")
 
@@ -200,8 +204,20 @@ class Engine:
     def _text_stream(self, request: Request) -> TextStream | None:
         if self.detokenizer is None:
             return None
-        prompt = request.prompt if request.continues_text else ()
-        return TextStream(self.detokenizer, request.params.stop, request.params.min_tokens, prompt)
+        params = request.params
+        return TextStream(
+            self.detokenizer if params.skip_special_tokens else self._special_detokenizer,
+            params.stop,
+            params.min_tokens,
+            request.prompt if request.continues_text else (),
+            include_stop=params.include_stop_str_in_output,
+        )
+
+    @cached_property
+    def _special_detokenizer(self) -> Detokenizer:
+        """Detokenizer for requests that want the text of special tokens."""
+        assert self._tokenizer is not None
+        return Detokenizer(self._tokenizer, skip_special=False)
 
     def reconfigure(self, policy: Policy, settings: EngineSettings) -> None:
         """Continue with another policy and other limits.
@@ -258,11 +274,8 @@ class Engine:
         """Add a step to the statistics, if any sequence decoded in it."""
         if not result.new_tokens:
             return
-        gained = sum(map(len, result.new_tokens.values()))
         self._steps += 1
-        self._tokens += gained
-        self._gained.update(gained)
-        self._busy.update(result.decode_seconds)
+        self._tokens += sum(map(len, result.new_tokens.values()))
 
     def _check_alive(self, errors: GenericSequence[Exception]) -> None:
         """Raise an error of a failed request if a trivial request fails after it, too.

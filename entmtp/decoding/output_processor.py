@@ -20,11 +20,12 @@ def make_output(sequence: Sequence) -> RequestOutput:
     text = ""
     if (stream := sequence.text_stream) is not None:
         for at, token in enumerate(new):
-            text += "" if token in stop_ids else stream.push(token)
+            text += "" if token in stop_ids and not params.include_stop_str_in_output else stream.push(token)
             if stream.stopped:
                 new, reason = new[: at + 1], "stop"
                 break
         text += stream.finish() if reason else ""
+    prompt_logprobs = [] if begin else done.prompt_logprobs
     logprobs = sequence.logprobs[begin : begin + len(new)]
     done.tokens += new
     done.text += text
@@ -32,4 +33,4 @@ def make_output(sequence: Sequence) -> RequestOutput:
     done.seconds = time.perf_counter() - sequence.arrival
     done.first_token_seconds = done.first_token_seconds or done.seconds
     stats = done.stats if reason else None
-    return RequestOutput(sequence.request.id, new, text, logprobs, reason, stats=stats)
+    return RequestOutput(sequence.request.id, new, text, logprobs, prompt_logprobs, reason, stats=stats)

@@ -61,6 +61,35 @@ class TokenLogprobs:
     top: list[tuple[int, float]]
 
 
+@dataclass(frozen=True)
+class PromptLogprobs(TokenLogprobs):
+    """The same of a prompt's token, at the position of the token before it.
+
+    Attributes:
+        rank: number of tokens that are likelier, plus 1.
+    """
+
+    rank: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of a text's tokens after a prompt.
+
+    Attributes:
+        logprobs: one per token.
+        is_greedy: whether each token is the likeliest one at its position.
+    """
+
+    logprobs: list[float]
+    is_greedy: bool
+
+    @property
+    def total(self) -> float:
+        """Log-probability of the whole text."""
+        return sum(self.logprobs)
+
+
 def logprobs_of(logits: torch.Tensor, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
     """Log-probabilities of ``tokens [n]``, chosen from ``logits [n, vocab_size]``, with the ``count`` likeliest."""
     log_probs = logits.float().log_softmax(-1)
@@ -78,6 +107,7 @@ class Completion:
         tokens: new tokens, the end-of-text token included where it came.
         text: text of the tokens, without special tokens and stop strings; empty if the engine has no tokenizer.
         logprobs: one entry per token, if requested.
+        prompt_logprobs: one entry per scored prompt token, if requested.
         steps: one record per step; the tokens of the last may have been cut.
         finish_reason: why it ended; None while it runs. ``error`` says what went wrong.
         seconds: from the arrival to the last token. It includes ``waiting_seconds`` for a slot, then
@@ -89,6 +119,7 @@ class Completion:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -211,6 +242,7 @@ class RequestOutput:
     Attributes:
         text: may come later than its tokens.
         logprobs: one entry per token, if requested.
+        prompt_logprobs: one entry per scored prompt token, if requested, in the first output.
         finish_reason: why the request ended; None while it runs.
         error: what went wrong, if the reason is 'error'.
         invalid: whether the request itself was wrong, which only its text has shown.
@@ -221,6 +253,7 @@ class RequestOutput:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[PromptLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: RequestStats | None = None
@@ -236,6 +269,7 @@ class RequestOutput:
         self.tokens += following.tokens
         self.text += following.text
         self.logprobs += following.logprobs
+        self.prompt_logprobs += following.prompt_logprobs
         self.finish_reason, self.error, self.stats = following.finish_reason, following.error, following.stats
 
 
@@ -246,6 +280,7 @@ class EngineStatistics:
     Attributes:
         running, waiting: requests.
         outstanding_tokens: upper bound of the prompt and answer tokens that these requests still need.
+        predicted_tokens: prediction of the same, from the lengths of the last answers.
         cache_tokens: tokens of running requests in the cache; ``cache_capacity`` is the number that fit.
         steps, tokens: since the start.
         goodput: measured tokens per millisecond of the last steps; 0 before the first.
@@ -255,6 +290,7 @@ class EngineStatistics:
     running: int
     waiting: int
     outstanding_tokens: int
+    predicted_tokens: float
     cache_tokens: int
     cache_capacity: int
     steps: int

@@ -29,6 +29,12 @@ class Request:
             timing.
         continues_text: whether the answer's text goes on from the prompt's, so that a space between the two belongs to
             it. Otherwise, as in a chat, it is a text of its own.
+        priority: requests with a smaller number get a slot first, and among equal ones those that arrived first.
+        arrived: time at which a service received it, in seconds since 1970. Of two requests with the same time, as
+            without a service, the one that is submitted first has arrived first.
+        scored_from: position of the first prompt token whose log-probability is reported, if ``params`` want these. A
+            cached prefix is reused before it only.
+        max_wait_seconds: predicted time for a slot beyond which it is refused, if that is shorter than the engine's.
     """
 
     id: str
@@ -39,6 +45,21 @@ class Request:
     prompt_index: int = 0
     cache_salt: str = ""
     continues_text: bool = False
+    priority: int = 0
+    arrived: float = 0.0
+    scored_from: int = 1
+    max_wait_seconds: float | None = None
+
+    @property
+    def turn(self) -> tuple[int, float]:
+        """Sort key of its turn among those that wait for a slot."""
+        return self.priority, self.arrived
+
+    @property
+    def reusable_tokens(self) -> int:
+        """Prompt tokens whose hidden states are not needed, so that a cached prefix may stand for them."""
+        needed = len(self.prompt) if self.params.prompt_logprobs is None else self.scored_from
+        return min(needed, len(self.prompt)) - 1
 
 
 def check_request(request: Request, vocab_size: int, context: int, max_context: int) -> None:

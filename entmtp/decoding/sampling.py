@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 
+from entmtp.decoding.bad_words import Word, forbid
 from entmtp.decoding.grammars.constraint import Constraint
 from entmtp.decoding.warpers import Filters, target_probs
 from entmtp.settings import SamplingParams
@@ -37,6 +38,7 @@ class Sampler:
         stop_ids: tokens that end the text; they are forbidden in the first ``min_tokens`` tokens.
         answer_index: index of the answer among the ``n`` to one prompt; each draws from a random stream of its own.
         prompt_index: index of the prompt among several with one seed; each draws from a random stream of its own.
+        bad_words: token ids of words that are never completed.
         constraint: grammar of the answer; None if its text is free.
         written: new tokens so far.
     """
@@ -45,8 +47,10 @@ class Sampler:
     stop_ids: frozenset[int] = frozenset()
     answer_index: int = 0
     prompt_index: int = 0
+    bad_words: Sequence[Word] = ()
     constraint: Constraint | None = None
     written: int = 0
+    _text: list[int] = field(default_factory=list)
     _numbers: list[float] = field(default_factory=list)
     _seen: torch.Tensor | None = None
     _counts: torch.Tensor | None = None
@@ -75,7 +79,8 @@ class Sampler:
     @property
     def modifies_logits(self) -> bool:
         """Whether penalties, bias or ``min_tokens`` change the model's logits."""
-        return self.has_penalties or bool(self.params.logit_bias) or self._below_min_tokens
+        biased = bool(self.params.logit_bias) or bool(self.bad_words)
+        return self.has_penalties or biased or self._below_min_tokens
 
     @property
     def _below_min_tokens(self) -> bool:
@@ -105,16 +110,26 @@ class Sampler:
     def observe_tokens(self, tokens: Sequence[int]) -> None:
         """Count new tokens of the answer."""
         self.written += len(tokens)
+        if self.bad_words:
+            self._text += tokens
         if self._counts is not None:
             self._counts += torch.bincount(
                 torch.tensor(tokens, device=self._counts.device), minlength=len(self._counts)
             )
 
-    def process_logits(self, logits: torch.Tensor, paths: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Apply penalties, bias and ``min_tokens`` to logits ``[n, vocab_size]``.
+    def process_logits(
+        self,
+        logits: torch.Tensor,
+        paths: torch.Tensor,
+        positions: torch.Tensor,
+        path_tokens: Callable[[], Sequence[Sequence[int]]],
+    ) -> torch.Tensor:
+        """Apply penalties, bias, bad words and ``min_tokens`` to logits ``[n, vocab_size]``.
 
-        ``paths [n, vocab_size]`` counts each token on the path from the root to the node, both included;
-        ``positions [n]`` is the position in the answer of the token to be chosen.
+        Args:
+            paths: counts ``[n, vocab_size]`` of each token on the path from the root to the node, both included.
+            positions: position ``[n]`` in the answer of the token to be chosen.
+            path_tokens: returns the tokens of each path, in order.
         """
         if self._seen is not None and self._counts is not None:
             logits = self._apply_penalties(logits, self._seen, self._counts + paths)
@@ -125,6 +140,8 @@ class Sampler:
                 ids,
                 torch.tensor(list(self.params.logit_bias.values()), device=logits.device).expand(len(logits), -1),
             )
+        if self.bad_words:
+            logits = forbid(logits, self.bad_words, [[*self._text, *path] for path in path_tokens()])
         if self._below_min_tokens:
             stop_ids = torch.tensor(sorted(self.stop_ids), device=logits.device)
             forbidden = torch.zeros_like(logits, dtype=torch.bool)
@@ -154,7 +171,8 @@ def process_logits(
         own = logits[row].float()
         if sampler.modifies_logits:
             positions = sampler.written + 1 + trees.depth[row]
-            own = sampler.process_logits(own, _path_counts(row, tokens, trees, own.shape[-1]), positions)
+            counts = _path_counts(row, tokens, trees, own.shape[-1])
+            own = sampler.process_logits(own, counts, positions, partial(_path_tokens, row, tokens, trees))
         processed.append(own)
     return torch.stack(processed)
 
@@ -171,7 +189,7 @@ def choose_first_token(logits: torch.Tensor, sampler: Sampler) -> torch.Tensor:
     position = torch.zeros(1, dtype=torch.int64, device=logits.device)
     row = logits[None].float()
     if sampler.modifies_logits:
-        row = sampler.process_logits(row, torch.zeros_like(row), position)
+        row = sampler.process_logits(row, torch.zeros_like(row), position, lambda: [[]])
     if sampler.constraint is not None:
         row = sampler.constraint.apply_mask(row)
     return choose_at(row[None], [sampler], [[0]], position[None])[0, 0]
@@ -208,3 +226,9 @@ def _path_counts(row: int, tokens: torch.Tensor, trees: TreeBatch, vocab_size: i
     ancestors = trees.ancestors[row].float()
     counts = torch.zeros(trees.width, vocab_size, device=tokens.device)
     return counts.index_add(1, tokens[row], ancestors)
+
+
+def _path_tokens(row: int, tokens: torch.Tensor, trees: TreeBatch) -> list[list[int]]:
+    """Tokens on the path from the root to each node of a tree, both included."""
+    own = tokens[row].tolist()
+    return [[own[node] for node in path.nonzero()[:, 0].tolist()] for path in trees.ancestors[row]]

@@ -6,7 +6,9 @@ It moves cache rows between slots (reused prefixes, compaction), but runs neithe
 from __future__ import annotations
 
 import logging
+import math
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from entmtp.decoding.request import InvalidRequestError
 from entmtp.decoding.sequence import Sequence, SequenceStatus
 from entmtp.decoding.slots import Slots
 from entmtp.decoding.state import DecodingState
+from entmtp.decoding.workload import Workload
 from entmtp.errors import EntMTPError
 from entmtp.settings import EngineSettings
 
@@ -26,16 +29,26 @@ _log = logging.getLogger(__name__)
 
 
 class EngineFullError(EntMTPError):
-    """Raised if the queue of waiting requests is full; the request can be tried again later."""
+    """Raised if a request would wait for too long, or too many wait already.
+
+    Attributes:
+        retry_seconds: predicted time after which the request would be taken.
+        own: whether its own limit or priority is the reason, so that others may be taken.
+    """
+
+    def __init__(self, message: str, retry_seconds: int, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.retry_seconds, self.own = retry_seconds, own
 
 
 class Scheduler:
-    """Queue of waiting sequences, and the slots of the others: first come, first served.
+    """Queue of waiting sequences, and the slots of the others: by priority, then first come, first served.
 
     Attributes:
-        waiting: sequences without a slot, in the order of arrival.
+        waiting: sequences without a slot, in the order in which they will get one.
         running: sequences with a slot, in the order of arrival.
         slots: allocation of the cache's slots.
+        workload: predicts how long a request waits.
     """
 
     def __init__(self, state: DecodingState, settings: EngineSettings) -> None:
@@ -44,6 +57,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots = Slots(state.cache, settings.prefix_reuse)
+        self.workload = Workload()
 
     def set_limits(self, settings: EngineSettings) -> None:
         """Continue with other limits.
@@ -61,11 +75,22 @@ class Scheduler:
         """Queue a sequence.
 
         Raises:
-            EngineFullError: if too many wait already.
+            EngineFullError: if it would wait for longer than it or the engine allows, or too many wait already.
         """
+        ahead = bisect_right(self.waiting, sequence.request.turn, key=lambda one: one.request.turn)
+        wait = self.workload.wait(self.running, list(self.waiting)[:ahead], self.settings.slots)
+        own = sequence.request.max_wait_seconds
+        limit = self.settings.max_wait_seconds
         if len(self.waiting) >= self.settings.max_waiting + self.settings.slots - len(self.running):
-            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later")
-        self.waiting.append(sequence)
+            next_seconds = max(1, math.ceil(wait / (1 + len(self.waiting))))
+            raise EngineFullError(f"engine: {len(self.waiting)} requests wait already; try again later", next_seconds)
+        if wait > limit:
+            message = f"engine: a request would wait for {wait:.0f} s, longer than {limit:g} s; try again later"
+            raise EngineFullError(message, math.ceil(wait - limit), own=sequence.request.priority > 0)
+        if own is not None and wait > own:
+            message = f"it would wait for {wait:.0f} s, longer than its {own:g} s; try again later, or give it longer"
+            raise EngineFullError(message, math.ceil(wait - own), own=True)
+        self.waiting.insert(ahead, sequence)
 
     def cancel(self, id: str) -> None:
         """End the sequence of a request, if it waits or runs; its slot is free at once."""
@@ -89,11 +114,12 @@ class Scheduler:
     def update(self, result: BatchResult) -> list[RequestOutput]:
         """Take in what came of a batch; returns the outputs of its sequences."""
         self._update_slots(result)
+        self.workload.observe(result)
         outputs = [self._end_failed(sequence) for sequence in result.batch.failed]
         for sequence in result.batch.sequences:
             if sequence.failure is not None:
                 outputs.append(self._end_failed(sequence))
-            elif sequence in result.new_tokens:
+            elif sequence in result.new_tokens or sequence in result.read:
                 outputs.append(self._process(sequence))
         return outputs
 
@@ -120,7 +146,9 @@ class Scheduler:
 
     def _assign_slot(self, sequence: Sequence) -> None:
         request, done = sequence.request, sequence.completion
-        sequence.slot, sequence.prefilled = self.slots.acquire(request.prompt, request.cache_salt)
+        sequence.slot, sequence.prefilled = self.slots.acquire(
+            request.prompt, request.cache_salt, request.reusable_tokens
+        )
         sequence.status = SequenceStatus.PREFILLING
         done.waiting_seconds = time.perf_counter() - sequence.arrival
         done.reused_tokens = sequence.prefilled
@@ -188,6 +216,8 @@ class Scheduler:
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         sequence.completion.finish_reason, sequence.completion.error = reason, error
+        if reason in {"stop", "length"}:
+            self.workload.observe_answer(len(sequence.completion.tokens), complete=reason == "stop")
         if sequence in self.running:
             self.running.remove(sequence)
             self.slots.release(sequence.slot, dirty=error is not None or not self._is_finite(sequence))

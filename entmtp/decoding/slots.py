@@ -52,12 +52,13 @@ class Slots:
         """Salt and token ids of each slot that has any tokens."""
         return [(slot.salt, list(slot.tokens)) for slot in self._slots if slot.tokens]
 
-    def acquire(self, prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
+    def acquire(self, prompt: Sequence[int], salt: str = "", most: int | None = None) -> tuple[int, int]:
         """Take a free slot; returns it with the number of the prompt's tokens that it holds already.
 
-        The prompt's last token is never reused, since its hidden state is needed.
+        These are ``most`` tokens at most, by default all but the prompt's last one, whose hidden state is needed.
         """
-        shared = [self._shared_tokens(slot, prompt, salt) for slot in self._slots]
+        limit = len(prompt) - 1 if most is None else most
+        shared = [self._shared_tokens(slot, prompt, salt, limit) for slot in self._slots]
         free = [at for at, slot in enumerate(self._slots) if not slot.taken]
         best = max(range(len(shared)), key=shared.__getitem__)
         # The free slot with the longest shared prefix; among equals the least recently used.
@@ -76,11 +77,11 @@ class Slots:
         slot.tokens, slot.salt, slot.taken = list(prompt[: shared[best]]), salt, True
         return own, shared[best]
 
-    def _shared_tokens(self, slot: _Slot, prompt: Sequence[int], salt: str) -> int:
-        """Length of the prefix that the prompt shares with a slot's tokens."""
+    def _shared_tokens(self, slot: _Slot, prompt: Sequence[int], salt: str, limit: int) -> int:
+        """Length of the prefix, of ``limit`` tokens at most, that the prompt shares with a slot's tokens."""
         if not self.reuse or slot.salt != salt:
             return 0
-        limit = min(len(slot.tokens), len(prompt) - 1)
+        limit = min(len(slot.tokens), limit)
         return next((at for at in range(limit) if slot.tokens[at] != prompt[at]), limit)
 
     def compaction_swaps(self, running: Collection[int]) -> list[tuple[int, int]]:

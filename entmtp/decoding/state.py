@@ -96,12 +96,13 @@ class DecodingState:
         return bool(self.last_hidden[slot].isfinite().all())
 
     @torch.inference_mode()
-    def prefill_chunk(self, slot: int, tokens: Sequence[int]) -> None:
-        """Append a part of a prompt to ``slot``."""
+    def prefill_chunk(self, slot: int, tokens: Sequence[int]) -> torch.Tensor:
+        """Append a part of a prompt to ``slot``; returns its decoder states ``[len(tokens), hidden_size]``."""
         states = self.backbone.prefill(tokens, slot, self.cache, self.feature_layers)
         self.last_hidden[slot] = states.hidden[-1]
         if self.drafter is not None:
             self.drafter.prefill(slot, states.features, tokens)
+        return states.hidden
 
     @torch.inference_mode()
     def next_logits(self, slot: int) -> torch.Tensor:

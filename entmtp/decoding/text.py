@@ -16,9 +16,17 @@ class TextStream:
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stop: Sequence[str] = (), min_tokens: int = 0, prompt: Sequence[int] = ()
+        self,
+        detokenizer: Detokenizer,
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        prompt: Sequence[int] = (),
+        *,
+        include_stop: bool = False,
     ) -> None:
         """A stop string counts only where it ends after the first ``min_tokens`` tokens.
+
+        ``include_stop`` makes it a part of the answer.
 
         ``prompt`` holds the tokens whose text the answer goes on from, as with ``/v1/completions``. It is empty for an
         answer that begins a text of its own.
@@ -26,6 +34,7 @@ class TextStream:
         self.stopped: str | None = None
         self._decoder = IncrementalDecoder(detokenizer, prompt)
         self._stop = list(stop)
+        self._include_stop = include_stop
         self._min_tokens = min_tokens
         self._tokens = 0
         # Final text that is not returned yet, since a stop string may begin in it.
@@ -44,8 +53,7 @@ class TextStream:
             # The answer ends here only if the text of an answer that ends here has the stop string, too.
             text = self._pending + self._decoder.rest()
             if (found := self._find_stop(text)) is not None:
-                at, self.stopped = found
-                return text[:at]
+                return self._end_at(text, *found)
         self._searched = text
         return self._release(len(self._pending) - self._partial_stop_length())
 
@@ -55,9 +63,13 @@ class TextStream:
             return ""
         text = self._pending + self._decoder.rest()
         if (found := self._find_stop(text)) is not None:
-            at, self.stopped = found
-            return text[:at]
+            return self._end_at(text, *found)
         return text
+
+    def _end_at(self, text: str, at: int, stop: str) -> str:
+        """End the answer at a stop string; returns the ``text`` before it, or with it."""
+        self.stopped = stop
+        return text[: at + len(stop) * self._include_stop]
 
     def _find_stop(self, text: str) -> tuple[int, str] | None:
         """Begin and string of the first stop string in ``text`` that ends after the searched part."""

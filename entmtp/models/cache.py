@@ -2,8 +2,8 @@
 
 Each slot holds one request. Cache row 0 is the trash row, which padded nodes write to and attend to. The token at
 position p is stored in row p + 1. A step writes its nodes after the committed rows, in node order. Then
-:meth:`TreeCache.commit` moves the rows of the accepted path together. All memory is allocated at construction and
-never moves.
+:meth:`TreeCache.commit` moves the rows of the accepted path together. All buffers are allocated at
+construction and never move; on a CPU their pages take memory as texts fill them.
 
 The lengths of the slots exist twice. A step reads and advances the device copy without waiting for the host. The host
 copy follows when the outcome of the step arrives (:meth:`TreeCache.sync_lengths`).
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from entmtp.errors import EntMTPError
+from entmtp.models.lazy_zeros import lazy_zeros
 
 ROUNDED_ROWS = 256
 """Captured graphs read a multiple of this many cache rows, so that a context grows that far before the next capture.
@@ -200,10 +201,8 @@ class TreeCache:
         flat = [*(shape for layer in shapes for shape in layer), *state_buffers]
         # Zeros, not empty: a NaN in a masked row would leak through 0 * NaN.
         self.pools = {
-            shape: torch.zeros(
-                (flat.count(shape), slots, shape.heads, capacity + 1, shape.head_dim),
-                dtype=shape.dtype,
-                device=shape.device,
+            shape: lazy_zeros(
+                (flat.count(shape), slots, shape.heads, capacity + 1, shape.head_dim), shape.dtype, shape.device
             )
             for shape in dict.fromkeys(flat)
         }

@@ -208,7 +208,7 @@ def test_a_longer_prompt_gets_larger_engines_and_a_shorter_one_keeps_them(worker
     for length in (8, 200, 8):
         requests_of(worker, custom(replace(QUESTION, text="x" * length)), ["hydra"])
         assert worker._engines is not None
-        contexts.append(worker._engines.settings.context)
+        contexts.append(worker._engines.context)
     short, long, after = contexts
     assert short < 200 + SETTINGS.max_new_tokens <= long == after
     assert long & (long - 1) == 0

@@ -14,14 +14,16 @@ from fastapi.testclient import TestClient
 from deployments.engines import client
 from deployments.engines.client import EngineClient
 from deployments.engines.rate_limit import RateLimiter
+from deployments.engines.replica import EngineReplica
 from deployments.http.access_log import LogSink
 from deployments.http.auth import ApiKeys
 from deployments.http.routes import make_api
 from deployments.protocol.messages import CallStream, Failure
-from deployments.settings import AppArgs
+from deployments.settings import AppArgs, EngineArgs
 from entmtp.decoding.outputs import RequestOutput, RequestStats
 from entmtp.decoding.request import Request
 from entmtp.models.loading.load import load_tokenizer
+from tests.helpers.in_process_replica import InProcessHandle
 
 ENGINE = {"name": "e", "model_name": "m", "engine": {"context": 256}}
 STATS = RequestStats(
@@ -116,3 +118,18 @@ def api(
 def events(text: str) -> list[Any]:
     found = [line.removeprefix("data: ") for line in text.splitlines() if line]
     return [one if one == "[DONE]" else json.loads(one) for one in found]
+
+
+def replica_api(replica: EngineReplica, args: EngineArgs, **more: Any) -> TestClient:
+    """The HTTP API over one replica in this process, which has been made with ``args``."""
+
+    async def ready() -> dict[str, bool]:
+        return {args.name: True}
+
+    async def metrics() -> str:
+        return ""
+
+    with patch.object(client, "load_tokenizer", _tokenizer):
+        service = EngineClient(AppArgs(engines=[args], **more), {args.name: InProcessHandle(replica)}, None)
+    log = LogSink(lambda line: None, b"a secret")
+    return TestClient(make_api(service, ApiKeys({}), ready, metrics, log), raise_server_exceptions=False)

@@ -17,7 +17,9 @@ from typing import Any
 
 import openai
 import psutil
+import yaml
 
+from entmtp.files import write_text
 from entmtp.ray_head import free_ports
 from tests.helpers.paths import ROOT
 
@@ -111,6 +113,17 @@ class Service(ServiceProcess):
         """A plain completion with these fields."""
         body = json.dumps({"model": MODEL} | fields).encode()
         return urllib.request.Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"})
+
+    def change(self, config: Path, **user_config: Any) -> None:
+        """Deploy the configuration of its start again, with other settings of its engine."""
+        given = yaml.safe_load(config.read_text())
+        given["http_options"]["port"] = self.port
+        (application,) = given["applications"]
+        engine = application["args"]["engines"][0]["name"]
+        application["deployments"] = [{"name": engine, "user_config": user_config}]
+        path = write_text(config.with_name("changed.yaml"), yaml.safe_dump(given))
+        command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", self.dashboard]
+        subprocess.run(command, capture_output=True, check=True)
 
     def look(self) -> set[psutil.Process]:
         """All processes that were seen, now and before, to descend from it."""

@@ -19,6 +19,9 @@ def test_everything_but_probes_needs_the_key() -> None:
         ("POST", "/v1/chat/completions"),
         ("POST", "/v1/completions"),
         ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/version"),
+        ("GET", "/load"),
         ("GET", "/v1/models"),
         ("GET", "/v1/models/m"),
         ("GET", "/metrics"),
@@ -29,6 +32,7 @@ def test_everything_but_probes_needs_the_key() -> None:
             assert answer.json()["error"]["type"] == "authentication_error"
             assert answer.headers["www-authenticate"] == "Bearer"
     assert client.get("/health").status_code == 200
+    assert client.get("/ping").status_code == client.post("/ping").status_code == 200
     assert client.get("/ready").status_code == 503
     assert not answers.calls
     headers = {"Authorization": f"Bearer {SECRET}"}
@@ -41,6 +45,7 @@ def test_everything_but_probes_needs_the_key() -> None:
     [
         (Failure("invalid", "prompt: too long"), 400, "invalid_request_error"),
         (Failure("full", "later"), 429, "rate_limit_error"),
+        (Failure("late", "later"), 429, "rate_limit_error"),
         (Failure("failed", "model: nan"), 500, "server_error"),
         (Failure("fatal", "service: two"), 500, "server_error"),
         (Failure("unavailable", "loop"), 503, "unavailable_error"),
@@ -160,10 +165,28 @@ def test_a_key_that_asks_too_much_is_told_when_to_come_back() -> None:
     ],
 )
 def test_what_is_too_much_is_refused_before_an_engine_sees_it(given: dict[str, Any], param: str) -> None:
-    client, answers = api()
+    client, answers = api(limits={"cut_max_tokens": False})
     answer = client.post("/v1/chat/completions", json=CHAT | given)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+    assert not answers.calls
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_more_tokens_than_the_context_has_left_are_as_many_as_it_has(field: str) -> None:
+    client, answers = api()
+    body = {name: value for name, value in CHAT.items() if name != "max_tokens"}
+    assert client.post("/v1/chat/completions", json=body | {field: 100_000}).status_code == 200
+    (call,) = answers.calls
+    assert call.params.max_tokens == 256 - len(call.prompt)
+
+
+@pytest.mark.parametrize("given", [{"ignore_eos": True}, {"min_tokens": 250}])
+def test_a_length_that_is_meant_is_not_cut(given: dict[str, Any]) -> None:
+    client, answers = api()
+    answer = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 250} | given)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
     assert not answers.calls
 
 
@@ -187,5 +210,36 @@ def test_a_request_whose_ingress_died_has_had_its_second_chance(headers: dict[st
 
 
 def test_the_refusal_of_a_full_engine_is_marked_for_the_proxy() -> None:
-    client, _ = api(Failure("full", "engine: full"))
+    client, _ = api(Failure("full", "engine: full", 17))
+    answer = client.post("/v1/chat/completions", json=CHAT)
+    assert answer.headers[FULL_HEADER.decode()]
+    assert answer.headers["retry-after"] == "17"
+    assert "try again in 17 s" in answer.json()["error"]["message"]
+
+
+def test_a_refusal_for_a_requests_own_deadline_concerns_no_other_request() -> None:
+    client, answers = api(Failure("late", "it would wait for 40 s, longer than its 5 s", 35))
+    answer = client.post("/v1/chat/completions", json=CHAT | {"timeout_s": 5})
+    assert answer.headers["retry-after"] == "35"
+    assert "timeout_s: it would wait for 40 s" in answer.json()["error"]["message"]
+    assert FULL_HEADER.decode() not in answer.headers
+    assert answers.calls[0].max_wait_seconds == 5
+
+
+def test_a_refusal_for_a_low_priority_concerns_no_other_request() -> None:
+    client, _ = api(Failure("late", "engine: a request would wait for 400 s, longer than 300 s", 100))
+    answer = client.post("/v1/chat/completions", json=CHAT | {"priority": 1})
+    assert (answer.status_code, answer.headers["retry-after"]) == (429, "100")
+    assert FULL_HEADER.decode() not in answer.headers
+
+
+def test_a_refusal_for_the_services_own_deadline_concerns_all() -> None:
+    client, _ = api(Failure("late", "it would wait for 900 s, longer than its 600 s", 300))
     assert client.post("/v1/chat/completions", json=CHAT).headers[FULL_HEADER.decode()]
+
+
+def test_a_request_waits_no_longer_than_the_service_lets_it_run() -> None:
+    client, answers = api(limits={"request_seconds": 20})
+    client.post("/v1/chat/completions", json=CHAT)
+    client.post("/v1/chat/completions", json=CHAT | {"timeout_s": 90})
+    assert [call.max_wait_seconds for call in answers.calls] == [20, 20]

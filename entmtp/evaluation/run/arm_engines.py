@@ -35,8 +35,8 @@ class ArmEngines:
         self.suite = suite
         self.arms = tuple(arms)
         # A power of two, so that longer prompts seldom need new engines.
-        context = min(1 << (tokens - 1).bit_length(), tools.backbone.max_context)
-        self.settings = EngineSettings.for_one(context)
+        self.context = min(1 << (tokens - 1).bit_length(), tools.backbone.max_context)
+        self.settings = EngineSettings.for_one(self.context)
         self._tools = tools
         self._engines: dict[str | None, Engine] = {}  # by kind of heads
         self._policies: dict[str, Policy] = {}
@@ -44,7 +44,7 @@ class ArmEngines:
 
     def fits(self, suite: str, arms: Sequence[str], tokens: int) -> bool:
         """Whether these engines serve the suite and the arms, and have room for so many tokens."""
-        return (suite, tuple(arms)) == (self.suite, self.arms) and tokens <= self.settings.context
+        return (suite, tuple(arms)) == (self.suite, self.arms) and tokens <= self.context
 
     def set_policies(self, foresight: Foresight | None) -> None:
         """Give each arm a new policy for the next prompt. The controls get the prompt's ``foresight``."""

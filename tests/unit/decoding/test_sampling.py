@@ -121,14 +121,14 @@ def test_penalties_count_what_was_written_and_what_stands_on_the_path(backbone: 
     sampler.observe_prompt([0, 1], 4, backbone.device)
     sampler.observe_tokens([3, 3])
     paths = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
-    found = sampler.process_logits(torch.zeros(1, 4), paths, torch.tensor([3]))
+    found = sampler.process_logits(torch.zeros(1, 4), paths, torch.tensor([3]), list)
     assert found[0].tolist() == pytest.approx([0.0, -0.75, 3.0, -(0.5 + 3 * 0.25)])
 
 
 def test_an_end_is_forbidden_at_each_node_by_its_own_position() -> None:
     sampler = Sampler(SamplingParams(min_tokens=3), stop_ids=frozenset({1}))
     assert sampler.modifies_logits
-    found = sampler.process_logits(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]))
+    found = sampler.process_logits(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1, 2, 3]), list)
     assert (found[:, 1] == -torch.inf).tolist() == [True, True, False]
     sampler.observe_tokens([0, 0, 0])
     assert not sampler.modifies_logits

@@ -182,3 +182,25 @@ def test_a_space_that_is_left_out_stops_nothing() -> None:
     stream = TextStream(Detokenizer(tokenizer), [" A", "\n"])
     assert [stream.push(token) for token in tokens[:3]] == ["", "", "A"]
     assert stream.stopped == "\n"
+
+
+@given(st.text("ab\n", max_size=40), st.lists(st.text("ab\n", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_a_stop_string_may_belong_to_the_text_that_it_ends(tokenizer: Tokenizer, text: str, stop: list[str]) -> None:
+    without, stopped = streamed(tokenizer, text, stop)
+    stream, tokens = TextStream(Detokenizer(tokenizer), stop, include_stop=True), iter(tokenizer.encode(text).ids)
+    pieces = []
+    while not stream.stopped and (token := next(tokens, None)) is not None:
+        pieces.append(stream.push(token))
+    assert "".join([*pieces, stream.finish()]) == "".join(without) + (stopped or "")
+    assert stream.stopped == stopped
+
+
+def test_special_tokens_have_a_text_where_they_are_wanted() -> None:
+    tokenizer = byte_level(())
+    tokenizer.add_special_tokens(["<end>"])
+    tokens = tokenizer.encode("a<end>b").ids
+    texts = []
+    for skip in (True, False):
+        stream = TextStream(Detokenizer(tokenizer, skip_special=skip))
+        texts.append("".join([*map(stream.push, tokens), stream.finish()]))
+    assert texts == ["ab", "a<end>b"]

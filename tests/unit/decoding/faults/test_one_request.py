@@ -27,8 +27,8 @@ from tests.helpers.small_cases import SMALL_VOCAB, small_prompt
 class BrokenText:
     """Fails for the faulty request; the text of others is real."""
 
-    def __new__(cls, detokenizer: Detokenizer, stop: Sequence[str], *args: Any) -> Any:
-        return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(detokenizer, stop, *args)
+    def __new__(cls, detokenizer: Detokenizer, stop: Sequence[str], *args: Any, **options: Any) -> Any:
+        return super().__new__(cls) if list(stop) == MARKED.stop else TextStream(detokenizer, stop, *args, **options)
 
     stopped = None
 
@@ -111,10 +111,10 @@ def test_a_request_that_no_room_can_be_found_for_ends_alone(
     slots = engine.scheduler.slots
     acquire, rejected = slots.acquire, small_prompt(6, seed=7)
 
-    def broken(prompt: Sequence[int], salt: str = "") -> tuple[int, int]:
+    def broken(prompt: Sequence[int], salt: str = "", most: int | None = None) -> tuple[int, int]:
         if prompt == rejected:
             raise ValueError("broken")
-        return acquire(prompt, salt)
+        return acquire(prompt, salt, most)
 
     monkeypatch.setattr(slots, "acquire", broken)
     marked = engine.submit(Request("marked", rejected, SamplingParams(max_tokens=3)))

@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from deployments.engines import failover
 from deployments.engines.failover import stream_with_failover
 from deployments.protocol.messages import CallStream, Failure
-from entmtp.decoding.outputs import RequestOutput
+from entmtp.decoding.outputs import PromptLogprobs, RequestOutput
 from entmtp.decoding.request import Request
 from entmtp.settings import SamplingParams
 
@@ -172,7 +172,7 @@ def test_a_replica_that_never_took_the_call_proves_nothing() -> None:
     assert one_text(collected(Handle([ReplicaUnavailableError("r")], [dead()], cut(TOKENS, [12]))))
 
 
-@pytest.mark.parametrize("full", [BackPressureError(1, 1), Failure("full", "engine")])
+@pytest.mark.parametrize("full", [BackPressureError(1, 1), Failure("full", "engine"), Failure("late", "call")])
 def test_a_call_that_lost_its_replica_waits_for_room_on_another(full: Item) -> None:
     assert one_text(collected(Handle([ACCEPTED, dead()], *[[full] for _ in range(9)], cut(TOKENS, [12]))))
 
@@ -184,6 +184,21 @@ def test_a_call_waits_for_room_where_its_request_has_been_taken() -> None:
     assert isinstance(failure, Failure)
     assert failure.kind == "full"
     assert len(handle.calls) == 3
+
+
+def test_scores_of_the_prompt_come_once_however_often_it_is_read() -> None:
+    scores = [PromptLogprobs(-1.0, [], 1)]
+    first = RequestOutput("r", TOKENS[:1], "", prompt_logprobs=scores)
+    whole = RequestOutput("r", TOKENS, "abcdefghijkl", prompt_logprobs=scores, finish_reason="length")
+    found = collected(Handle([first, dead()], [whole]))
+    outputs = [item for item in found if isinstance(item, RequestOutput)]
+    assert [item.prompt_logprobs for item in outputs] == [scores, []]
+    assert one_text(found)
+
+
+def test_a_refusal_tells_when_to_try_again() -> None:
+    (failure,) = collected(Handle([Failure("full", "engine", 17)]))
+    assert failure == Failure("full", "engine", 17)
 
 
 def test_another_text_is_an_error_and_not_a_mixture() -> None:
@@ -199,6 +214,7 @@ def test_another_text_is_an_error_and_not_a_mixture() -> None:
     [
         (lambda: Failure("invalid", "prompt: no"), "invalid", 1),
         (lambda: Failure("full", "later"), "full", 1),
+        (lambda: Failure("late", "later"), "late", 1),
         (lambda: Failure("failed", "nan"), "failed", 1),
         (lambda: Failure("unavailable", "loop"), "dead", 3),
         (lambda: Failure("dead", "loop"), "fatal", 2),

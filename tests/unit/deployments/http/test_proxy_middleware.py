@@ -176,6 +176,22 @@ def test_a_full_engine_refuses_the_next_ones_at_the_door(logs: Path) -> None:
 
 
 @pytest.mark.usefixtures("long_memory")
+def test_an_engine_is_known_to_be_full_before_the_refused_client_is() -> None:
+    at_the_door = ProxyMiddleware(Ingresses(FULL))
+    known: list[int] = []
+
+    async def receive() -> Message:
+        return body(b'{"model": "a"}')
+
+    async def send(message: Message) -> None:
+        known.append(len(at_the_door._full))
+
+    scope = {"type": "http", "path": PATH, "method": "POST", "headers": []}
+    asyncio.run(at_the_door(scope, receive, send))
+    assert known == [1, 1]
+
+
+@pytest.mark.usefixtures("long_memory")
 @pytest.mark.parametrize(
     ("path", "varied"),
     [

@@ -20,8 +20,8 @@ from deployments.protocol.schema import (
     GenerationRequest,
     Message,
     StreamOptions,
-    TokenizeRequest,
 )
+from deployments.protocol.tokenize_schema import TokenizeRequest
 
 CHAT_BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 TEXT_BODY: dict[str, Any] = {"model": "m", "prompt": "Hello"}
@@ -157,8 +157,7 @@ def test_values_that_request_nothing_are_taken(given: dict[str, Any]) -> None:
         ({"best_of": 2}, "best_of"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"length_penalty": 1.1}, "length_penalty"),
-        ({"skip_special_tokens": False}, "skip_special_tokens"),
-        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"truncation_side": "right"}, "truncation_side"),
         ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
         ({"guided_whitespace_pattern": " ?"}, "guided_whitespace_pattern"),
         ({"messages": [{"role": "assistant", "content": None, "refusal": "No."}]}, "messages.0.refusal"),
