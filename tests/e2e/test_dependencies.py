@@ -24,6 +24,7 @@ BENCHMARK = {"entmtp.evaluation.run.local_executor"}
 
 IMPLIED = {
     "starlette": "fastapi is made of it",
+    "triton": "PyTorch's builds for CUDA bring it along, and only their kernels use it",
     "pydantic_core": "the errors of pydantic",
     "opentelemetry": "a namespace of several packages, of which `serve` and `tracing` name one each",
     "sqlalchemy": "the errors of mlflow's own database",
