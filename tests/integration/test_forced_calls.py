@@ -106,6 +106,8 @@ def test_responses_and_messages_force_calls_too(client: openai.OpenAI, url: str)
 def test_the_text_of_a_response_and_a_message_has_the_form_that_was_asked_for(client: openai.OpenAI, url: str) -> None:
     text: Any = {"format": {"type": "json_schema", "name": "weather", "schema": SCHEMA}}
     response = client.responses.create(model="m", input="Paris?", text=text, max_output_tokens=200)
+    assert response.text is not None
+    assert response.text.format is not None
     assert response.text.format.type == "json_schema"
     jsonschema.validate(json.loads(response.output_text), SCHEMA)
     anthropics = anthropic.Anthropic(base_url=url, api_key=SECRET, max_retries=0)

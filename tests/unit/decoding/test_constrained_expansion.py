@@ -12,6 +12,7 @@ from entmtp.decoding.constrained_expansion import FORBIDDEN, ConstrainedExpansio
 from entmtp.decoding.grammars.compiler import GrammarCompiler
 from entmtp.decoding.grammars.constraint import Constraint
 from entmtp.decoding.grammars.vocabulary import GrammarVocabulary
+from entmtp.heads.interface import EditableExpansion
 from entmtp.structured import Structured
 from tests.helpers.constrained_texts import letter_tokenizer
 from tests.helpers.small_cases import small_cost
@@ -20,7 +21,7 @@ LETTERS = "abcdefgh"
 COMPILER = GrammarCompiler(lambda: GrammarVocabulary.of(letter_tokenizer(LETTERS), len(LETTERS)))
 
 
-class Alphabet:
+class Alphabet(EditableExpansion):
     """Heads that guess the letters in their order, after every parent."""
 
     num_heads = 3
