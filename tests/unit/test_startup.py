@@ -23,6 +23,7 @@ UNNEEDED = (
     "sympy",
     "scipy",
     "gguf",
+    "llguidance",
     "mistral_common",
     "pyarrow",
 )

@@ -1,4 +1,7 @@
-"""Compilation of constraints, cached and bounded in time and memory."""
+"""Compilation of constraints, cached and bounded in time and memory.
+
+llguidance is imported by the first constraint: most processes have none.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
-
-from llguidance import LLMatcher, LLParserLimits
-from llguidance.gbnf_to_lark import any_to_lark
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from entmtp.decoding.grammars.vocabulary import GrammarVocabulary
 from entmtp.decoding.request import InvalidRequestError
 from entmtp.structured import JSON_LAYOUT, Structured, lark_literal
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits
 
 CACHED_GRAMMARS = 128
 
@@ -26,16 +30,23 @@ _MAX_REASON = 200
 _HIDDEN = "<non-verbose/>"
 """Stand-in for a state in llguidance's errors, which users need not see."""
 
-_LIMITS = LLParserLimits(
-    initial_lexer_fuel=500_000,
-    step_lexer_fuel=50_000,
-    step_max_items=20_000,
-    max_lexer_states=32_768,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
-"""llguidance's limits, a half to a tenth of its own: a compilation takes tenths of a second at most, a token of the
-answer milliseconds, and a grammar some 50 MB."""
+
+@cache
+def _limits() -> LLParserLimits:
+    """llguidance's limits, a half to a tenth of its own.
+
+    A compilation takes tenths of a second at most, a token of the answer milliseconds, and a grammar some 50 MB.
+    """
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(
+        initial_lexer_fuel=500_000,
+        step_lexer_fuel=50_000,
+        step_max_items=20_000,
+        max_lexer_states=32_768,
+        max_grammar_size=100_000,
+        verbose_errors=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,9 @@ class _GrammarError(Exception):
 
 
 def _grammar_text(structured: Structured) -> str:
+    from llguidance import LLMatcher
+    from llguidance.gbnf_to_lark import any_to_lark
+
     kind, source = structured.kind, structured.source
     try:
         if kind == "json":
@@ -128,7 +142,9 @@ def _grammar_text(structured: Structured) -> str:
 
 def _matcher(tokenizer: Any, text: str, kind: str) -> LLMatcher:
     """Make a state of a grammar and take its first step, in which a hostile grammar shows."""
-    matcher = LLMatcher(tokenizer, text, limits=_LIMITS, log_level=0)
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(tokenizer, text, limits=_limits(), log_level=0)
     if not (reason := matcher.get_error()):
         probe = matcher.deep_copy()
         probe.compute_ff_tokens()

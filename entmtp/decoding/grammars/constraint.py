@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from llguidance import LLMatcher
 
 from entmtp.decoding.grammars.compiler import DEAD_END, Grammar
 from entmtp.decoding.request import InvalidRequestError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
 
 
 class Constraint:

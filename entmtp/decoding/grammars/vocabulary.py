@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
 from entmtp.decoding.detokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 _SENTINEL = "\x02"
 """Character before a text that is tokenized, so that the text is not the first one, to which some put a space."""
@@ -52,6 +55,8 @@ class _TokenTable:
 
     def make(self) -> LLTokenizer:
         """Make llguidance's own table; no token can be added afterwards."""
+        from llguidance import LLTokenizer
+
         # The stub wants llguidance's own class, the library only these attributes.
         wrapper: object = self
         return LLTokenizer(wrapper, n_vocab=len(self.tokens), eos_token=self.eos_token_id)  # type: ignore[arg-type]
