@@ -68,7 +68,11 @@ def measure(assignment: Assignment) -> None:
     """Compare every choice of kernels with float64, in float32 and in bfloat16."""
     table = Table(title="verification against float64", columns=COLUMNS, rows=[])
     alone = Table(title="Triton's kernels alone against float64", columns=KERNEL_COLUMNS, rows=[])
-    sheet = Sheet(assignment, "accuracy", "Verification against float64", NOTES, [table, alone])
+    triton = [
+        dtype for dtype in kernel_errors.BOUNDS if "triton" in supported_kernels("auto", dtype, assignment.device)
+    ]
+    tables = [table, alone] if triton else [table]
+    sheet = Sheet(assignment, "accuracy", "Verification against float64", NOTES, tables)
     names = list(MODELS)[: assignment.pick(len(MODELS), 2)]
     batches = assignment.pick(BATCHES, 1)
     cells = {
@@ -76,10 +80,9 @@ def measure(assignment: Assignment) -> None:
         for dtype in BOUNDS
         for name in names
     }
-    for dtype in kernel_errors.BOUNDS:
-        if "triton" in supported_kernels("auto", dtype, assignment.device):
-            sizes = assignment.pick(kernel_errors.Sizes(), kernel_errors.DRY)
-            cells[f"Triton's kernels in {_named(dtype)}"] = partial(_alone, alone, dtype, assignment.device, sizes)
+    for dtype in triton:
+        sizes = assignment.pick(kernel_errors.Sizes(), kernel_errors.DRY)
+        cells[f"Triton's kernels in {_named(dtype)}"] = partial(_alone, alone, dtype, assignment.device, sizes)
     sheet.fill(cells)
     for each in sheet.tables:
         print_table(each)

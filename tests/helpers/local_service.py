@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ class Service(ServiceProcess):
         path = write_text(config.with_name("changed.yaml"), yaml.safe_dump(given))
         command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", self.dashboard]
         subprocess.run(command, capture_output=True, check=True)
+
+    def wait_until_changed(self) -> None:
+        """Wait until a changed configuration is deployed; until then the service is not ready."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        while True:
+            with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{self.url}/ready"):
+                return
+            if time.monotonic() > deadline:
+                raise AssertionError("the changed configuration was not deployed in time")
+            time.sleep(0.2)
 
     def look(self) -> set[psutil.Process]:
         """All processes that were seen, now and before, to descend from it."""

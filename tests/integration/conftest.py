@@ -65,13 +65,13 @@ def client(url: str) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scripted_lines() -> Lines:
     """Access log of the scripted service."""
     return []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scripted_url(tmp_path_factory: pytest.TempPathFactory, scripted_lines: Lines) -> Iterator[str]:
     """Address of a service whose model writes given texts."""
     from tests.helpers.scripted_service import scripted_service
@@ -80,7 +80,7 @@ def scripted_url(tmp_path_factory: pytest.TempPathFactory, scripted_lines: Lines
         yield address
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scripted_client(scripted_url: str) -> openai.OpenAI:
     import openai
 
