@@ -16,10 +16,13 @@ from entmtp.heads.interface import EditableExpansion, Expansion
 from entmtp.policies.base import Choice, Policy
 from entmtp.policies.signals import Signals
 from entmtp.policies.step_cost import TreeCost, rounded_context
+from entmtp.trees.batch import FILLED_SIZES
 from entmtp.trees.topology import Path, Topology
 
 MAX_FORCED = 32
 """Nodes of the longest forced chain of a step."""
+MAX_VERIFIED = FILLED_SIZES[-1]
+"""Nodes of a tree with a forced chain, unless the policy's own are more: every engine has cache rows for so many."""
 
 Expand = Callable[[Sequence[int]], EditableExpansion]
 """Starts drafting after the roots of some of the step's requests."""
@@ -181,7 +184,8 @@ def _chain(nodes: int) -> Topology:
 
 
 def _with_forced(nodes: Sequence[tuple[Path, Tokens]], forced: Sequence[int], limit: int) -> Choice:
-    """Tree of a forced chain, and of as many of the other ``nodes`` as the limit leaves."""
+    """Tree of a forced chain, and of as many of the other ``nodes`` as the limit and the cache's rows leave."""
+    limit = min(limit, max(MAX_VERIFIED, len(nodes)))
     chain = [tuple(forced[:length]) for length in range(1, len(forced) + 1)]
     others = [tokens for _, tokens in nodes if tokens not in set(chain)]
     ranks: dict[Tokens, Path] = {(): ()}

@@ -102,3 +102,9 @@ def test_a_chain_comes_first_within_a_limit(limit: int, paths: list[tuple[int, .
     others = [((0,), (5,)), ((2,), (9,)), ((0, 3), (5, 7)), ((2, 0), (9, 4))]
     choice = _with_forced(others, [9, 8], limit)
     assert (list(choice.topology.paths), choice.tokens) == (paths, tokens)
+
+
+@pytest.mark.parametrize(("own", "nodes"), [(0, 32), (40, 63), (63, 63), (90, 90)])
+def test_a_chain_makes_no_tree_that_an_engine_has_no_rows_for(own: int, nodes: int) -> None:
+    others = [((rank,), (rank,)) for rank in range(own)]
+    assert _with_forced(others, [99] * 32, 255).topology.nodes == nodes
