@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ READY = "Ctrl-C"
 START_SECONDS = 900.0
 """More than the service gives itself: a slow machine is no failure, and the service's own error comes first."""
 WAIT_SECONDS = 300.0
+_SETTLED_SECONDS = 5.0
 """For whatever a running service does."""
 
 
@@ -126,14 +127,17 @@ class Service(ServiceProcess):
         command = [str(Path(sys.executable).with_name("serve")), "deploy", str(path), "--address", self.dashboard]
         subprocess.run(command, capture_output=True, check=True)
 
-    def wait_until_changed(self) -> None:
-        """Wait until a changed configuration is deployed; until then the service is not ready."""
+    def wait_until_ready_again(self) -> None:
+        """Wait until the service has been ready for some seconds: a changed configuration takes effect with a delay."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            with suppress(urllib.error.HTTPError), urllib.request.urlopen(f"{self.url}/ready"):
-                return
+        since = time.monotonic()
+        while time.monotonic() < since + _SETTLED_SECONDS:
+            try:
+                urllib.request.urlopen(f"{self.url}/ready").close()
+            except urllib.error.HTTPError:
+                since = time.monotonic()
             if time.monotonic() > deadline:
-                raise AssertionError("the changed configuration was not deployed in time")
+                raise AssertionError(f"the service was not ready for {_SETTLED_SECONDS} s at a time")
             time.sleep(0.2)
 
     def look(self) -> set[psutil.Process]:
