@@ -7,7 +7,8 @@ import pytest
 from entmtp.heads.stateless import StatelessHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import fused_draft, fused_linear, fused_projection
+from entmtp.models.kernels import compiled, fused_draft, fused_linear, fused_projection
+from entmtp.settings import Kernels
 from tests.helpers.tiny_models import STATELESS_KINDS, random_heads, tiny_model
 
 
@@ -26,6 +27,21 @@ def unrounded() -> Iterator[None]:
         for module in fused_linear, fused_draft, fused_projection:
             patch.setattr(module, "draft_weight", lambda weight: weight)
         yield
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "eager",
+        pytest.param(
+            "fused", marks=pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
+        ),
+    ],
+)
+def kernels(request: pytest.FixtureRequest, unrounded: None) -> Kernels:
+    """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
+    found: Kernels = request.param
+    return found
 
 
 @pytest.fixture(params=sorted(STATELESS_KINDS))

@@ -6,7 +6,6 @@ import torch
 from entmtp.heads.dflash import DFlashHeads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import compiled
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 from tests.helpers.dflash_checkpoints import DFLASH_VARIANTS, DFlashCheckpoint
@@ -31,21 +30,6 @@ def backbone() -> Backbone:
 @pytest.fixture(scope="module", params=list(DFLASH_VARIANTS))
 def checkpoint(request: pytest.FixtureRequest, backbone: Backbone) -> DFlashCheckpoint:
     return DFLASH_VARIANTS[request.param](seen_model(backbone))
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "eager",
-        pytest.param(
-            "fused", marks=pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
-        ),
-    ],
-)
-def kernels(request: pytest.FixtureRequest, unrounded: None) -> Kernels:
-    """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
-    found: Kernels = request.param
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import compiled
+from entmtp.settings import Kernels
 from tests.helpers.eagle3_checkpoints import eagle3
 from tests.helpers.eagle3_drafting import Drafting, deep_model, imported_eagle3, seen_model
 from tests.helpers.examples import examples
@@ -18,18 +18,10 @@ from tests.helpers.heads_with_caches import BUSHY, CLOSE
 from tests.helpers.tiny_models import VOCAB, random_tokens, topologies
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "eager",
-        pytest.param(
-            "fused", marks=pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
-        ),
-    ],
-)
-def backbone(request: pytest.FixtureRequest, unrounded: None) -> Backbone:
+@pytest.fixture(scope="module")
+def backbone(kernels: Kernels) -> Backbone:
     """A model whose kernels make entries at once, or one whose kernels defer them."""
-    return build_backbone(deep_model(), request.param)
+    return build_backbone(deep_model(), kernels)
 
 
 @pytest.fixture(scope="module")

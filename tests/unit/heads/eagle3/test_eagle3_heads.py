@@ -7,7 +7,6 @@ from entmtp.heads.autoregressive.drafter import AutoregressiveDrafter
 from entmtp.heads.eagle3 import Eagle3Heads
 from entmtp.models.backbone import Backbone
 from entmtp.models.build import build_backbone
-from entmtp.models.kernels import compiled
 from entmtp.settings import Kernels
 from entmtp.trees.topology import Topology
 from tests.helpers.eagle3_checkpoints import EAGLE3_VARIANTS, Eagle3Checkpoint
@@ -30,21 +29,6 @@ def backbone() -> Backbone:
 @pytest.fixture(scope="module", params=list(EAGLE3_VARIANTS))
 def checkpoint(request: pytest.FixtureRequest, backbone: Backbone) -> Eagle3Checkpoint:
     return EAGLE3_VARIANTS[request.param](seen_model(backbone))
-
-
-@pytest.fixture(
-    scope="module",
-    params=[
-        "eager",
-        pytest.param(
-            "fused", marks=pytest.mark.skipif(compiled.unsupported_reason() is not None, reason="no C++ compiler")
-        ),
-    ],
-)
-def kernels(request: pytest.FixtureRequest, unrounded: None) -> Kernels:
-    """The kernels that draft: PyTorch's, or the compiled ones without rounding, for which no formula is exact."""
-    found: Kernels = request.param
-    return found
 
 
 @pytest.fixture(scope="module")
