@@ -14,7 +14,7 @@ from entmtp.decoding.graphs import Graphs
 from entmtp.decoding.sampling import GREEDY, Sampler, choose_first_token
 from entmtp.decoding.timers import Stopwatch
 from entmtp.heads.base import DraftHeads
-from entmtp.heads.interface import AcceptedPaths, EditableExpansion, Expansion
+from entmtp.heads.interface import AcceptedPaths, Drafter, EditableExpansion, Expansion
 from entmtp.models.backbone import Backbone
 from entmtp.models.cache import NO_DRAFT_CACHE, DraftCacheLayout, KvRange, TreeCache
 from entmtp.models.kernels.choices import CHOICES
@@ -77,6 +77,11 @@ class DecodingState:
             self.cache.reset_device_lengths()
             raise
 
+    def _keep_caught_up(self, drafter: Drafter) -> None:
+        """Keep what a drafter has caught up with even if the step fails: it does that once."""
+        if drafter.catches_up:
+            self._back_up()
+
     def _back_up(self) -> None:
         for backup, each in zip(self._backup, self._step_inputs, strict=True):
             backup.copy_(each)
@@ -133,8 +138,7 @@ class DecodingState:
         if self.drafter is None or trees.max_depth == 0:
             return (root[:, None],)
         drafted = self.drafter.draft(slots, root, trees)
-        if not self.drafts_in_graphs:
-            self._back_up()  # it may have caught up with tokens of earlier steps, which it won't do again
+        self._keep_caught_up(self.drafter)
         return (drafted.tokens,)
 
     def expand(self, slots: Sequence[int], watch: Stopwatch) -> EditableExpansion:
@@ -142,7 +146,7 @@ class DecodingState:
         assert self.drafter is not None
         root = self.root[self.cache.table.index(tuple(slots))]
         expansion = self.drafter.expand(tuple(slots), root)
-        self._back_up()  # as in draft()
+        self._keep_caught_up(self.drafter)
         return _TimedExpansion(expansion, watch)
 
     def fill_trees(self, slots: tuple[int, ...], trees: TreeBatch, tokens: Sequence[Sequence[int]]) -> torch.Tensor:

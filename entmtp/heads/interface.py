@@ -105,7 +105,7 @@ class Expansion(Protocol):
     def estimated_odds(self) -> torch.Tensor | None:
         """Log-odds ``[parents]`` that a guess after each parent of the last level is accepted, as the heads estimate.
 
-        None if they estimate nothing. The work is done here, so levels cost no more where nobody calls it.
+        None if they estimate nothing. The work is done here, so that levels cost no more where it isn't called.
         """
         return None
 
@@ -127,10 +127,12 @@ class Drafter(ABC):
         states: ``[slots, ...]`` states from which drafting after each slot's root starts.
         is_capturable: whether :meth:`draft` and :meth:`append` may be captured as CUDA graphs, which requires
             that their work depends on tree shapes alone.
+        catches_up: whether :attr:`states` may change when drafting starts, since earlier steps left work to it.
     """
 
     states: torch.Tensor
     is_capturable = False
+    catches_up = False
 
     @abstractmethod
     def prefill(self, slot: int, features: torch.Tensor, tokens: Sequence[int]) -> None:

@@ -42,6 +42,8 @@ class DeferringHeads(GuessingHeads, Protocol):
 class Eagle3Drafter(AutoregressiveDrafter):
     """Drafter whose layers all belong to one decoder; the cache's last state buffer is :data:`DEFERRED_TOKEN`."""
 
+    catches_up = True
+
     def __init__(self, heads: DeferringHeads, layers: DraftLayers, cache: TreeCache) -> None:
         super().__init__(heads, layers, cache)
         self._fused = heads
