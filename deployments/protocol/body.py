@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +21,16 @@ Token = Annotated[int, Field(ge=0, lt=2**31)]
 Texts = Annotated[list[Text], Field(max_length=MOST_ITEMS, fail_fast=True)]
 Tokens = Annotated[list[Token], Field(fail_fast=True)]
 TokenLists = Annotated[list[Tokens], Field(max_length=MOST_ITEMS, fail_fast=True)]
+
+
+def tag_by_type(*known: str, default: str | None = None) -> Callable[[Any], str | None]:
+    """Discriminator of a union whose members are tagged ``[type]``; an absent type is the ``default``."""
+
+    def tag(given: Any) -> str | None:
+        kind = (given.get("type") or default) if isinstance(given, dict) else getattr(given, "type", default)
+        return f"[{kind}]" if isinstance(kind, str) and kind in known else None
+
+    return tag
 
 
 class Body(BaseModel):

@@ -19,7 +19,7 @@ class Failure:
     'dead' (the replica died while it ran the call), 'fatal' (more replicas died than a call may kill).
 
     Attributes:
-        retry_seconds: predicted time after which a 'full' or 'late' call would be accepted; None if nobody knows.
+        retry_seconds: predicted time after which a 'full' or 'late' call would be accepted; None if it is unknown.
     """
 
     kind: Literal["invalid", "full", "late", "failed", "unavailable", "dead", "fatal"]

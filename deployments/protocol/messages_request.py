@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Discriminator, Field, FiniteFloat, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text
+from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text, tag_by_type
 from deployments.protocol.compatibility import ForeignFields
 from deployments.protocol.schema import ChatRequest, Message, Speculation
 from deployments.protocol.structured_fields import JsonSchema, ResponseFormat
@@ -83,19 +83,13 @@ class ToolResultBlock(Body):
     is_error: bool | None = None
 
 
-def _block_tag(block: Any) -> str | None:
-    kind = block.get("type") if isinstance(block, dict) else getattr(block, "type", None)
-    known = {"text", "thinking", "tool_use", "tool_result"}
-    return f"[{kind}]" if isinstance(kind, str) and kind in known else None
-
-
 Block = Annotated[
     Annotated[TextBlock, Tag("[text]")]
     | Annotated[ThinkingBlock, Tag("[thinking]")]
     | Annotated[ToolUseBlock, Tag("[tool_use]")]
     | Annotated[ToolResultBlock, Tag("[tool_result]")],
     Discriminator(
-        _block_tag,
+        tag_by_type("text", "thinking", "tool_use", "tool_result"),
         custom_error_type="block_type",
         custom_error_message="blocks here are text, thinking, tool_use and tool_result; send these",
     ),

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, FiniteFloat, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text
+from deployments.protocol.body import MOST_ITEMS, Body, Positive, Text, tag_by_type
 from deployments.protocol.compatibility import ForeignFields
 from deployments.protocol.schema import ChatRequest, Message, Speculation
 from deployments.protocol.structured_fields import JsonSchema, ResponseFormat
@@ -103,19 +103,13 @@ class InputReasoning(Body):
     content: Annotated[list[InputPart], Field(max_length=MOST_ITEMS, fail_fast=True)] | None = None
 
 
-def _item_tag(item: Any) -> str | None:
-    kind = item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", "message")
-    known = {"message", "function_call", "function_call_output", "reasoning"}
-    return f"[{kind}]" if isinstance(kind, str) and kind in known else None
-
-
 Item = Annotated[
     Annotated[InputMessage, Tag("[message]")]
     | Annotated[InputCall, Tag("[function_call]")]
     | Annotated[InputCallOutput, Tag("[function_call_output]")]
     | Annotated[InputReasoning, Tag("[reasoning]")],
     Discriminator(
-        _item_tag,
+        tag_by_type("message", "function_call", "function_call_output", "reasoning", default="message"),
         custom_error_type="item_type",
         custom_error_message="items here are messages, function_call, function_call_output and reasoning; send these",
     ),
