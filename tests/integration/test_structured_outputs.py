@@ -93,7 +93,7 @@ SCHEMAS = [
     }
     for first, second in combinations(KEYWORDS, 2)
 ]
-"""Each keyword beside each other one: 300 schemas."""
+"""Each keyword with each other one: 300 schemas."""
 
 TREE = Topology.of([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 0, 0)])
 

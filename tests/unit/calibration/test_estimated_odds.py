@@ -1,4 +1,4 @@
-"""What heads estimate of their own acceptance, from traces to the steps of the dynamic policy."""
+"""The heads' estimates of their own acceptance, from traces to the steps of the dynamic policy."""
 
 from __future__ import annotations
 

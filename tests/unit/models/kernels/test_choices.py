@@ -145,7 +145,7 @@ def test_auto_takes_the_fastest_first() -> None:
 
 
 class TestTriton:
-    """What a GPU and a package have to be for Triton's kernels, without either."""
+    """Requirements of Triton's kernels on GPU and package, without either."""
 
     @pytest.fixture(autouse=True)
     def gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
