@@ -23,12 +23,12 @@ Tokens = Annotated[list[Token], Field(fail_fast=True)]
 TokenLists = Annotated[list[Tokens], Field(max_length=MOST_ITEMS, fail_fast=True)]
 
 
-def tag_by_type(*known: str, default: str | None = None) -> Callable[[Any], str | None]:
+def tag_by_type(default: str | None = None) -> Callable[[Any], str]:
     """Discriminator of a union whose members are tagged ``[type]``; an absent type is the ``default``."""
 
-    def tag(given: Any) -> str | None:
+    def tag(given: Any) -> str:
         kind = (given.get("type") or default) if isinstance(given, dict) else getattr(given, "type", default)
-        return f"[{kind}]" if isinstance(kind, str) and kind in known else None
+        return f"[{kind}]"
 
     return tag
 

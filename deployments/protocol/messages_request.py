@@ -89,7 +89,7 @@ Block = Annotated[
     | Annotated[ToolUseBlock, Tag("[tool_use]")]
     | Annotated[ToolResultBlock, Tag("[tool_result]")],
     Discriminator(
-        tag_by_type("text", "thinking", "tool_use", "tool_result"),
+        tag_by_type(),
         custom_error_type="block_type",
         custom_error_message="blocks here are text, thinking, tool_use and tool_result; send these",
     ),

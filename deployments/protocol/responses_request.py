@@ -109,7 +109,7 @@ Item = Annotated[
     | Annotated[InputCallOutput, Tag("[function_call_output]")]
     | Annotated[InputReasoning, Tag("[reasoning]")],
     Discriminator(
-        tag_by_type("message", "function_call", "function_call_output", "reasoning", default="message"),
+        tag_by_type("message"),
         custom_error_type="item_type",
         custom_error_message="items here are messages, function_call, function_call_output and reasoning; send these",
     ),
